@@ -1,0 +1,74 @@
+# The front door: every target installs what it needs. `make help` lists them.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --require-hashes
+COMPILE := $(RUN) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --no-header pyproject.toml
+
+.DEFAULT_GOAL := help
+.PHONY: help serve dev migrate rollback migration test coverage load lint format types lock clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+serve: $(VENV)/runtime ## Serve on HOST and PORT, on the embedded PostgreSQL unless DATABASE_URL is set
+	@exec $(RUN) -m service serve
+
+dev: $(VENV)/development ## Serve, and start again whenever a file changes
+	@exec $(RUN) -m watchfiles --filter all "$(RUN) -m service serve" service sql migrations
+
+migrate: $(VENV)/runtime ## Apply the migrations that are missing
+	@$(RUN) -m service migrate
+
+rollback: $(VENV)/runtime ## Take back the latest migration
+	@$(RUN) -m service rollback
+
+migration: $(VENV)/runtime ## Create a new pair of migration files: make migration NAME=add-colour
+	@$(RUN) -m service migration "$(NAME)"
+
+test: $(VENV)/development ## Run the tests, or one kind of them: make test KIND=http
+	@$(RUN) -m pytest -n 2 tests/$(KIND)
+
+coverage: $(VENV)/development ## Run the tests and show the lines they do not reach
+	@rm -f .coverage*
+	@$(RUN) -m coverage run -m pytest
+	@$(RUN) -m coverage combine --quiet
+	@$(RUN) -m coverage report
+
+load: $(VENV)/development ## Try a running service: make load N=100 CONCURRENCY=10
+	@$(RUN) bench/load.py --requests $(or $(N),100) --concurrency $(or $(CONCURRENCY),10)
+
+lint: $(VENV)/development ## Check style and format
+	@$(RUN) -m ruff check
+	@$(RUN) -m ruff format --check
+
+format: $(VENV)/development ## Mend style and format
+	@$(RUN) -m ruff check --fix
+	@$(RUN) -m ruff format
+
+types: $(VENV)/development ## Check the types
+	@$(RUN) -m mypy
+
+lock: $(VENV)/development ## Renew the locks from pyproject.toml
+	@$(COMPILE) --upgrade --output-file requirements.lock
+	@$(COMPILE) --upgrade --constraint requirements.lock --group development \
+		--output-file requirements-development.lock
+
+clean: ## Remove what was installed and generated; the data in .data/ stay
+	@rm -rf $(VENV) .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@find service tests bench -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/runtime: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "error: Python 3.11 or later is needed; name it: make PYTHON=python3.12 ..."; exit 1; }
+	@echo "Installing into $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(INSTALL) -r requirements.lock
+	@touch $@
+
+$(VENV)/development: requirements-development.lock $(VENV)/runtime
+	@echo "Installing what development needs ..."
+	@$(INSTALL) -r requirements-development.lock
+	@touch $@

@@ -1,0 +1,3 @@
+drop function instant_text(timestamptz);
+drop table appointment_versions;
+drop table appointments;

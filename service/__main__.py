@@ -1,0 +1,73 @@
+"""The command line: `python -m service --help`."""
+
+import argparse
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+from service import embedded, logs, schema
+from service.server import listening, serve
+from service.settings import Settings, StartError, read_settings
+
+Embedded = Callable[[], AbstractContextManager[str]]
+
+
+def main() -> int:
+    """0 after a clean end, 1 if the command failed, 2 if it was misspelt."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does, with clean-up
+    arguments = parser().parse_args()
+    try:
+        settings = read_settings()
+        logs.configure(settings.log_level)
+        if arguments.command == "serve":
+            with listening(settings) as listener, database_url(settings, embedded.running) as url:
+                schema.migrate(url)
+                serve(settings, url, listener)
+        elif arguments.command == "migration":
+            print(*schema.create(arguments.name), sep="\n")
+        else:
+            with database_url(settings, embedded.shared) as url:
+                change = schema.migrate if arguments.command == "migrate" else schema.rollback
+                print(f"{arguments.command}: {', '.join(change(url)) or 'nothing to do'}")
+    except (StartError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        pass
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="python -m service",
+        description="The appointment service. Settings come from the environment and .env "
+        "(see .env.example); without DATABASE_URL it runs a PostgreSQL of its own below .data/.",
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("serve", help="apply the migrations and serve until Ctrl-C or SIGTERM")
+    commands.add_parser("migrate", help="apply the migrations that are missing")
+    commands.add_parser("rollback", help="take back the latest migration")
+    new = commands.add_parser("migration", help="create a new pair of migration files")
+    new.add_argument("name", type=migration_name, help="letters, digits and dashes, as in add-colour")
+    return top
+
+
+def migration_name(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", text):
+        raise argparse.ArgumentTypeError("expected lower-case letters, digits and dashes, as in add-colour")
+    return text
+
+
+@contextmanager
+def database_url(settings: Settings, embedded_url: Embedded) -> Iterator[str]:
+    if settings.database_url:
+        yield settings.database_url
+    else:
+        with embedded_url() as url:
+            yield url
+
+
+if __name__ == "__main__":
+    sys.exit(main())

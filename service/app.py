@@ -1,0 +1,63 @@
+"""The application, put together."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TypedDict
+
+import structlog
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from service import VERSION, docs, handlers
+from service.database import Database, open_database
+from service.observe import Observe
+from service.problems import ProblemError, problem_response
+from service.readiness import Shutdown, draining
+from service.settings import Settings
+from service.writer import Writer
+
+log = structlog.get_logger()
+
+ROUTES = [
+    Route("/api/appointments", handlers.Appointments),
+    Route("/livez", handlers.livez),
+    Route("/readyz", handlers.readyz),
+    Route("/metrics", handlers.metrics),
+    *docs.ROUTES,
+]
+
+
+class State(TypedDict):
+    """What handlers find in `request.state`."""
+
+    settings: Settings
+    database: Database
+    writer: Writer
+    shutdown: Shutdown
+
+
+def create_app(settings: Settings) -> ASGIApp:
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[State]:
+        shutdown = Shutdown()
+        async with open_database(settings) as database:
+            with draining(shutdown, settings.shutdown_drain_ms):
+                log.info("started", version=VERSION, **addresses(settings), settings=settings.masked())
+                yield State(settings=settings, database=database, writer=Writer(database), shutdown=shutdown)
+        log.info("stopped")
+
+    app = Starlette(
+        routes=ROUTES,
+        lifespan=lifespan,
+        exception_handlers=dict.fromkeys((ProblemError, HTTPException, Exception), problem_response),
+    )
+    app.router.redirect_slashes = False
+    return Observe(app, frozenset(route.path for route in ROUTES))
+
+
+def addresses(settings: Settings) -> dict[str, str]:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    base = f"http://{host}:{settings.port}/api"
+    return {"api": f"{base}/appointments", "docs": f"{base}/docs"}

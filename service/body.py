@@ -1,0 +1,94 @@
+"""From the bytes of a POST to a sound appointment."""
+
+import re
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+from starlette.requests import Request
+
+from service.fields import KINDS, READ_ERRORS, Faults
+from service.messages import Appointment, AppointmentPayload
+from service.problems import ProblemError
+
+MEDIA_TYPE = re.compile(r"application/(json|[a-z0-9!#$&^_.+-]+\+json)", re.IGNORECASE)
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+PAYLOAD_FIELDS = msgspec.structs.fields(AppointmentPayload)
+
+# Every member undecoded: the whole body is checked for being JSON before any field is looked at, and
+# each field can then be wrong by itself.
+RawPayload = msgspec.defstruct(
+    "RawPayload", [(field.encode_name, Raw | UnsetType, UNSET) for field in PAYLOAD_FIELDS]
+)
+OBJECT = msgspec.json.Decoder(RawPayload)
+ANY_JSON = msgspec.json.Decoder(Raw)
+
+
+async def read_appointment(request: Request, body_bytes_max: int) -> Appointment:
+    """Raises ProblemError for a body that is too large, no JSON, or no sound appointment."""
+    content_type = request.headers.get("content-type")
+    if content_type is not None and not MEDIA_TYPE.fullmatch(content_type.partition(";")[0].strip()):
+        raise ProblemError("UNSUPPORTED_MEDIA_TYPE", "Expected a Content-Type of application/json.")
+    return decode_appointment(await read_body(request, body_bytes_max))
+
+
+async def read_body(request: Request, bytes_max: int) -> bytes:
+    """Refuses as soon as the size is known; the server discards the rest, so the client can read why."""
+    if int(request.headers.get("content-length", "0")) > bytes_max:
+        raise too_large(bytes_max)
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > bytes_max:
+            raise too_large(bytes_max)
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def too_large(bytes_max: int) -> ProblemError:
+    return ProblemError("PAYLOAD_TOO_LARGE", f"Expected a body of at most {bytes_max} bytes.")
+
+
+def decode_appointment(body: bytes) -> Appointment:
+    """Raises ProblemError: first for JSON, then for all fields at once, then for their order."""
+    raw = decode_object(body)
+    values: dict[str, Any] = {}
+    faults = Faults()
+    for field in PAYLOAD_FIELDS:
+        kind, member = KINDS[field.type], getattr(raw, field.encode_name)
+        if member is UNSET and field.required:
+            faults.add(field.encode_name, f"Missing. Expected {kind.expected}.", kind.code)
+            continue
+        try:
+            values[field.name] = kind.parse(None if member is UNSET else kind.json.decode(member))
+        except READ_ERRORS:
+            faults.add(field.encode_name, f"Expected {kind.expected}.", kind.code)
+    faults.raise_if_any()
+    appointment = Appointment(**values)
+    if appointment.start >= appointment.end:
+        raise ProblemError("INVALID_TIME_RANGE", "Expected `start` before `end`.")
+    if appointment.created_at > appointment.updated_at:
+        raise ProblemError("INVALID_METADATA", "Expected `createdAt` not after `updatedAt`.")
+    return appointment
+
+
+def decode_object(body: bytes) -> Any:
+    """The members as a RawPayload. msgspec does not look at the encoding of members it skips."""
+    decoder = OBJECT if body.lstrip(b" \t\r\n").startswith(b"{") else ANY_JSON
+    try:
+        body.decode()
+        members = decoder.decode(body)
+    except msgspec.DecodeError as error:
+        raise ProblemError("INVALID_JSON", f"The body is not JSON: {error}.") from None
+    except UnicodeDecodeError as error:
+        detail = f"The body is not UTF-8: byte {error.start} does not belong there."
+        raise ProblemError("INVALID_JSON", detail) from None
+    except RecursionError:
+        raise ProblemError("INVALID_JSON", "The body is nested too deeply.") from None
+    if BYTE_ORDER_MARK in body:
+        raise ProblemError("INVALID_JSON", "The body holds a byte order mark, which JSON must not.")
+    if decoder is ANY_JSON:
+        faults = Faults()
+        faults.add("", "Expected a JSON object.")
+        faults.raise_if_any()
+    return members

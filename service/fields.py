@@ -1,0 +1,79 @@
+"""The kinds of field that a body or a query may hold: how each is read, and what to say if it is not."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from service.instants import EXPECTED, parse_instant
+from service.messages import (
+    CHARACTERS_MAX,
+    DEFAULT_ORGANISATION,
+    ExternalId,
+    Instant,
+    OrganisationId,
+    TrimmedOrganisationId,
+)
+from service.problems import Code, FieldError, ProblemError
+
+
+class Kind(NamedTuple):
+    """`parse` takes what `json` decodes, or the text of a parameter; both raise a READ_ERROR."""
+
+    json: msgspec.json.Decoder[Any]
+    parse: Callable[[Any], Any]
+    expected: str
+    code: Code
+
+
+READ_ERRORS = (msgspec.ValidationError, ValueError)
+
+
+def parse_external_id(text: str) -> str:
+    return msgspec.convert(text, ExternalId)
+
+
+def parse_organisation(text: str | None) -> str:
+    return msgspec.convert((text or "").strip(), TrimmedOrganisationId) or DEFAULT_ORGANISATION
+
+
+KINDS: Mapping[Any, Kind] = {
+    ExternalId: Kind(
+        msgspec.json.Decoder(str),
+        parse_external_id,
+        f"a string of 1 to {CHARACTERS_MAX} characters, not blank, without U+0000",
+        "INVALID_REQUEST",
+    ),
+    OrganisationId: Kind(
+        msgspec.json.Decoder(str | None),
+        parse_organisation,
+        f"a string of up to {CHARACTERS_MAX} characters, not counting white space around it, without U+0000",
+        "INVALID_REQUEST",
+    ),
+    Instant: Kind(
+        msgspec.json.Decoder(str),
+        parse_instant,
+        f"an instant that exists, as a string: {EXPECTED}",
+        "INVALID_DATE_FORMAT",
+    ),
+}
+
+
+class Faults:
+    """Gathers the first fault of each field, to report all of them at once."""
+
+    def __init__(self) -> None:
+        self.errors: dict[str, FieldError] = {}
+        self.codes: set[Code] = set()
+
+    def add(self, field: str, detail: str, code: Code = "INVALID_REQUEST") -> None:
+        self.errors.setdefault(field, FieldError(field, detail))
+        self.codes.add(code)
+
+    def raise_if_any(self) -> None:
+        """Raises ProblemError; one fault that is not an instant's makes all INVALID_REQUEST."""
+        if not self.errors:
+            return
+        code: Code = "INVALID_REQUEST" if "INVALID_REQUEST" in self.codes else "INVALID_DATE_FORMAT"
+        detail = "The request is not sound; `errors` lists every fault."
+        raise ProblemError(code, detail, errors=list(self.errors.values()))

@@ -1,0 +1,47 @@
+"""Instants: the one reader and the one writer of their spelling."""
+
+import re
+from datetime import UTC, datetime, timedelta
+
+EXPECTED = (
+    "YYYY-MM-DD, then optionally T or one space and HH:MM, HH:MM:SS or HH:MM:SS.fraction, "
+    "then optionally Z or ±HH:MM; without an offset it is UTC; years 0001 to 9999"
+)
+SPELLING = re.compile(
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2})"
+    r"(?:[ T]((?:[01][0-9]|2[0-3]):[0-5][0-9](?::[0-5][0-9](?:\.[0-9]+)?)?))?"
+    r"(?:Z|([+-])([01][0-9]|2[0-3]):([0-5][0-9]))?"
+)
+DAY_BEFORE_YEAR_1 = "0000-12-31"
+
+
+def parse_instant(text: str) -> datetime:
+    """An aware datetime in UTC; digits past the microsecond are cut off.
+
+    Raises ValueError for a spelling that is not EXPECTED, a day that does not exist, or an instant
+    outside the years 0001 to 9999 once it is converted to UTC.
+    """
+    match = SPELLING.fullmatch(text)
+    if match is None:
+        raise ValueError("not the spelling of an instant")
+    day, time, sign, hours, minutes = match.groups()
+    if sign is None and day != DAY_BEFORE_YEAR_1:
+        return datetime.fromisoformat(f"{day}T{time or '00:00'}+00:00")
+    offset = timedelta(hours=int(hours or 0), minutes=int(minutes or 0))
+    shift = offset if sign == "-" else -offset
+    if day == DAY_BEFORE_YEAR_1:  # datetime has no year 0, yet a negative offset leads out of it
+        day, shift = "0001-01-01", shift - timedelta(days=1)
+    local = datetime.fromisoformat(f"{day}T{time or '00:00'}")
+    try:
+        return (local + shift).replace(tzinfo=UTC)
+    except OverflowError:
+        raise ValueError("outside the years 0001 to 9999") from None
+
+
+def format_instant(instant: datetime) -> str:
+    """UTC with `T`, three decimals and `Z`; six decimals where the microseconds need them.
+
+    The same as `instant_text` in the database.
+    """
+    precision = "microseconds" if instant.microsecond % 1000 else "milliseconds"
+    return instant.astimezone(UTC).replace(tzinfo=None).isoformat(timespec=precision) + "Z"

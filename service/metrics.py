@@ -1,0 +1,49 @@
+"""The figures of `/metrics`. Every label has a bounded set of values: routes, not paths."""
+
+from asyncpg import Pool
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+)
+
+REGISTRY = CollectorRegistry()
+ProcessCollector(registry=REGISTRY)
+PlatformCollector(registry=REGISTRY)
+GCCollector(registry=REGISTRY)
+
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+REQUEST_SECONDS = Histogram(
+    "http_request_duration_seconds",
+    "Time from the head of a request to the end of its answer.",
+    ("method", "route", "status"),
+    buckets=SECONDS,
+    registry=REGISTRY,
+)
+VERDICTS = Counter(
+    "appointment_verdicts_total",
+    "What became of sound appointments: ok, stale or conflict.",
+    ("verdict",),
+    registry=REGISTRY,
+)
+STATEMENT_SECONDS = Histogram(
+    "database_statement_duration_seconds",
+    "Time of a statement, with the way to the database and back.",
+    ("statement",),
+    buckets=SECONDS,
+    registry=REGISTRY,
+)
+POOL_CONNECTIONS = Gauge(
+    "database_pool_connections", "Connections of the pool, by what they do.", ("state",), registry=REGISTRY
+)
+
+
+def watch_pool(pool: Pool) -> None:
+    """Figures of the pool are read when they are asked for."""
+    POOL_CONNECTIONS.labels("idle").set_function(pool.get_idle_size)
+    POOL_CONNECTIONS.labels("busy").set_function(lambda: pool.get_size() - pool.get_idle_size())

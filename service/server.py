@@ -1,0 +1,58 @@
+"""uvicorn, set up for this service."""
+
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import ceil
+
+import msgspec
+import uvicorn
+
+from service.app import create_app
+from service.settings import Settings, StartError
+
+
+@contextmanager
+def listening(settings: Settings) -> Iterator[socket.socket]:
+    """The bound socket, taken before anything is started. Raises StartError."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise StartError(
+            f"Cannot listen on {settings.host}, port {settings.port}: {error.strerror}. "
+            "Stop what is there (another make serve?), or set HOST or PORT."
+        ) from error
+    with listener:
+        yield listener
+
+
+def serve(settings: Settings, database_url: str, listener: socket.socket) -> None:
+    """Serves until SIGINT, or SIGTERM and the drain time; then answers what is in flight."""
+    actual = msgspec.structs.replace(settings, database_url=database_url, port=listener.getsockname()[1])
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(actual),
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=ceil(settings.shutdown_grace_ms / 1e3),
+        )
+    )
+    try:
+        server.run(sockets=[listener])
+    except KeyboardInterrupt:  # uvicorn raises the signal once more when it has ended
+        pass
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):  # what follows is the clean-up
+            signal.signal(number, signal.SIG_IGN)

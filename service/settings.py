@@ -1,0 +1,76 @@
+"""Settings: read once from the environment and `.env` into one frozen struct."""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from dotenv.parser import parse_stream
+from msgspec import Meta, Struct
+
+PASSWORD = re.compile(r"(://[^:@/?]*:).*(?=@)|(password=)[^&]*")
+Positive = Annotated[int, Meta(ge=1)]
+NotNegative = Annotated[int, Meta(ge=0)]
+
+
+class StartError(Exception):
+    """The service cannot start; the message is one line for the person who started it."""
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """What can be set. Names in the environment are these in upper case; the unit ends the name."""
+
+    database_url: str = ""  # empty: the embedded PostgreSQL
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 3000  # 0: any free one
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    body_bytes_max: Positive = 1_048_576
+    pool_connections_max: Positive = 10
+    pool_wait_ms_max: Positive = 2_000
+    connect_ms_max: Positive = 5_000
+    statement_ms_max: Positive = 10_000
+    statement_slow_ms: NotNegative = 200
+    shutdown_drain_ms: NotNegative = 1_000
+    shutdown_grace_ms: Positive = 10_000
+
+    def __post_init__(self) -> None:
+        if self.database_url and not self.database_url.startswith(("postgres://", "postgresql://")):
+            raise ValueError("must start with postgres:// or postgresql:// - at `$.database_url`")
+
+    def masked(self) -> dict[str, str | int]:
+        """For a log line: without passwords."""
+        url = PASSWORD.sub(r"\1\2***", self.database_url)
+        return msgspec.structs.asdict(self) | {"database_url": url}
+
+
+def read_settings(environment: Mapping[str, str] = os.environ, file: Path = Path(".env")) -> Settings:
+    """Raises StartError, naming the setting or the line, if one is unknown or malformed."""
+    names = {name.upper(): name for name in Settings.__struct_fields__}
+    values = read_file(file, names) if file.is_file() else {}
+    values |= {names[key]: value for key, value in environment.items() if key in names}
+    given = {name: value.strip() for name, value in values.items() if value.strip()}
+    if "log_level" in given:
+        given["log_level"] = given["log_level"].lower()
+    try:
+        return msgspec.convert(given, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        reason, _, path = str(error).partition(" - at `$.")
+        name = path.partition("`")[0].upper()
+        raise StartError(f"Setting {name} is wrong: {reason[:1].lower()}{reason[1:]}.") from error
+
+
+def read_file(file: Path, names: Mapping[str, str]) -> dict[str, str]:
+    """Raises StartError for a line that is no `NAME=value` or whose name is no setting."""
+    values = {}
+    with file.open(encoding="utf-8") as stream:
+        for binding in parse_stream(stream):
+            name, line = binding.key, binding.original.line
+            if binding.error or (name and binding.value is None):
+                raise StartError(f"{file}, line {line}: expected NAME=value.")
+            if name and name not in names:
+                raise StartError(f"{file}, line {line}: {name} is not a setting.")
+            if name:
+                values[names[name]] = binding.value or ""
+    return values

@@ -1,0 +1,10 @@
+-- The migrations that yoyo has applied to this database.
+--
+-- Parameters: none.
+-- Result, a row a migration:
+--   migration_id        varchar
+-- Lock: none.
+-- Errors: 42P01 if no migration was ever applied.
+-- Indexes: none.
+select m.migration_id as migration_id
+from _yoyo_migration as m;
