@@ -29,7 +29,7 @@ migration: $(VENV)/runtime ## Create a new pair of migration files: make migrati
 	@$(RUN) -m service migration "$(NAME)"
 
 test: $(VENV)/development ## Run the tests, or one kind of them: make test KIND=http
-	@$(RUN) -m pytest -n 2 tests/$(KIND)
+	@$(RUN) -m pytest -n 2 --dist loadfile tests/$(KIND)
 
 coverage: $(VENV)/development ## Run the tests and show the lines they do not reach
 	@rm -f .coverage*

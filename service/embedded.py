@@ -104,7 +104,7 @@ def find(data: Path) -> Postmaster | None:
     try:
         lines = file.read_text(encoding="utf-8").splitlines() + [""] * 8
         process = psutil.Process(int(lines[0]))
-        if process.name() != "postgres":  # the number has gone to another process
+        if not alive(process) or process.name() != "postgres":  # dead, or its number went to another
             file.unlink()
             return None
         return Postmaster(process, Path(lines[4]), lines[7].strip() == "ready")
@@ -122,7 +122,7 @@ def start(data: Path) -> psutil.Process:
     sockets = own(Path(tempfile.mkdtemp(prefix="appointments-", dir="/tmp")), account)
     command = [str(BINARIES / "postgres"), "-D", str(data / "postgres"), "-p", str(PORT), *OPTIONS]
     with log_file(data).open("ab") as log:
-        server = subprocess.Popen(
+        return psutil.Popen(
             [*command, f"--unix_socket_directories={sockets}"],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -130,7 +130,6 @@ def start(data: Path) -> psutil.Process:
             start_new_session=True,  # Ctrl-C is for the service alone, which then stops the server
             **switch_to(account),
         )
-    return psutil.Process(server.pid)
 
 
 def initialise(data: Path, account: Account) -> None:
@@ -150,7 +149,7 @@ def initialise(data: Path, account: Account) -> None:
 
 def wait_until_ready(data: Path, process: psutil.Process) -> Postmaster:
     deadline = time.monotonic() + START_SECONDS_MAX
-    while time.monotonic() < deadline and process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+    while time.monotonic() < deadline and alive(process):
         server = find(data)
         if server is not None and server.ready:
             return server
@@ -162,12 +161,24 @@ def stop(data: Path, process: psutil.Process) -> None:
     """A fast shutdown; if that takes too long an immediate one, and recovery at the next start."""
     server = find(data)
     for request in (signal.SIGINT, signal.SIGQUIT):
-        with suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
+        deadline = time.monotonic() + STOP_SECONDS_MAX
+        with suppress(psutil.NoSuchProcess):
             process.send_signal(request)
-            process.wait(STOP_SECONDS_MAX)
+            while alive(process) and time.monotonic() < deadline:
+                time.sleep(0.02)
+        if not alive(process):
             break
     if server:
         shutil.rmtree(server.socket_directory, ignore_errors=True)
+
+
+def alive(process: psutil.Process) -> bool:
+    """A server of our own is reaped here; an adopted one may stay a zombie, where nobody reaps it."""
+    if isinstance(process, psutil.Popen):
+        return process.poll() is None
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def log_file(data: Path) -> Path:

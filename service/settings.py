@@ -66,7 +66,9 @@ def read_file(file: Path, names: Mapping[str, str]) -> dict[str, str]:
     values = {}
     with file.open(encoding="utf-8") as stream:
         for binding in parse_stream(stream):
-            name, line = binding.key, binding.original.line
+            text = binding.original.string
+            line = binding.original.line + text[: len(text) - len(text.lstrip())].count("\n")
+            name = binding.key
             if binding.error or (name and binding.value is None):
                 raise StartError(f"{file}, line {line}: expected NAME=value.")
             if name and name not in names:

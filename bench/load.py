@@ -1,0 +1,135 @@
+"""Tries a running service: four kinds of request at random, then a check of what they left behind.
+
+    make load N=100 CONCURRENCY=10
+
+The kinds are an appointment, one that overlaps it, one whose createdAt is after its updatedAt, and
+a later update that moves the first; all in one new organisation. The exit status is 1 if an answer
+is not one of those that can be right, or if the organisation is not what the answers say it is.
+"""
+
+import argparse
+import asyncio
+import random
+import sys
+import time
+from collections import Counter
+from itertools import pairwise
+from statistics import quantiles
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+import httpx
+from tqdm import tqdm
+
+PAYLOADS = {
+    "first": {"id": "a-1", "start": "2020-10-10 10:00", "end": "2020-10-10 10:30", "updatedAt": "2020-09-01"},
+    "overlapping": {
+        "id": "a-2",
+        "start": "2020-10-10 10:15",
+        "end": "2020-10-10 10:45",
+        "updatedAt": "2020-09-01",
+    },
+    "bad metadata": {"id": "a-3", "start": "2020-10-11", "end": "2020-10-12", "updatedAt": "2020-08-01"},
+    "moved": {"id": "a-1", "start": "2020-10-10 12:00", "end": "2020-10-10 12:30", "updatedAt": "2020-09-02"},
+}
+CREATED_AT = "2020-08-15"
+POSSIBLE = {
+    "first": {"ok", "ignored-stale", "TIME_RANGE_UNAVAILABLE"},
+    "overlapping": {"ok", "ignored-stale", "TIME_RANGE_UNAVAILABLE"},
+    "bad metadata": {"INVALID_METADATA"},
+    "moved": {"ok", "ignored-stale"},
+}
+
+
+class Answer(NamedTuple):
+    kind: str
+    status: int
+    verdict: str  # the status of the body, or the code of the problem
+    ms: float
+
+
+async def run(client: httpx.AsyncClient, organisation: str, requests: int, concurrency: int) -> list[Answer]:
+    kinds = iter(random.choices(list(PAYLOADS), k=requests))
+    answers: list[Answer] = []
+    with tqdm(total=requests, unit="requests", file=sys.stderr) as bar:
+
+        async def work() -> None:
+            for kind in kinds:
+                answers.append(await send(client, organisation, kind))
+                bar.update()
+
+        async with asyncio.TaskGroup() as workers:
+            for _ in range(concurrency):
+                workers.create_task(work())
+    return answers
+
+
+async def send(client: httpx.AsyncClient, organisation: str, kind: str) -> Answer:
+    body = PAYLOADS[kind] | {"createdAt": CREATED_AT, "orgId": organisation}
+    started = time.perf_counter()
+    response = await client.post("/api/appointments", json=body)
+    ms = (time.perf_counter() - started) * 1e3
+    answer = response.json()
+    return Answer(kind, response.status_code, answer.get("code") or answer["status"], ms)
+
+
+def report(answers: list[Answer], seconds: float) -> None:
+    print(f"\n{'status':>6}  {'verdict':<24} {'request':<14} {'count':>7}")
+    for (status, verdict, kind), count in sorted(
+        Counter((a.status, a.verdict, a.kind) for a in answers).items()
+    ):
+        print(f"{status:>6}  {verdict:<24} {kind:<14} {count:>7}")
+    percentiles = quantiles([answer.ms for answer in answers], n=100, method="inclusive")
+    figures = "   ".join(f"p{n} {percentiles[n - 1]:.1f}" for n in (50, 90, 99))
+    slowest = max(answer.ms for answer in answers)
+    print(f"\nlatency in ms: {figures}   max {slowest:.1f}")
+    print(f"{len(answers) / seconds:.0f} requests a second\n")
+
+
+def faults(answers: list[Answer], rows: list[dict[str, Any]]) -> list[str]:
+    """What is wrong with the answers, or with the organisation as it was read afterwards."""
+    found = [f"{answer} cannot be" for answer in answers if answer.verdict not in POSSIBLE[answer.kind]]
+    for before, after in pairwise(rows):
+        if before["end"] > after["start"]:
+            found.append(f"{before['externalId']} and {after['externalId']} overlap")
+    accepted = Counter(PAYLOADS[answer.kind]["id"] for answer in answers if answer.verdict == "ok")
+    versions = {row["externalId"]: row["version"] for row in rows}
+    if versions != accepted:
+        found.append(f"versions are {versions}, accepted were {dict(accepted)}")
+    return found
+
+
+async def main(url: str, requests: int, concurrency: int) -> int:
+    organisation = f"load-{uuid4().hex[:12]}"
+    limits = httpx.Limits(max_connections=concurrency)
+    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=60) as client:
+        try:
+            await client.get("/livez")
+        except httpx.ConnectError:
+            print(f"error: nothing answers at {url}; start it with make serve", file=sys.stderr)
+            return 1
+        started = time.perf_counter()
+        answers = await run(client, organisation, requests, concurrency)
+        report(answers, time.perf_counter() - started)
+        response = await client.get("/api/appointments", params={"org": organisation})
+        found = faults(answers, response.json())
+    for fault in found:
+        print(f"FAULT: {fault}")
+    if not found:
+        print(f"{organisation}: nothing overlaps, and versions match the answers")
+    return 1 if found else 0
+
+
+def positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError("expected a number of at least 1")
+    return int(text)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Tries a running service and checks what it did.")
+    parser.add_argument("--url", default="http://127.0.0.1:3000")
+    parser.add_argument("--requests", type=positive, default=100)
+    parser.add_argument("--concurrency", type=positive, default=10)
+    options = parser.parse_args()
+    sys.exit(asyncio.run(main(options.url, options.requests, options.concurrency)))

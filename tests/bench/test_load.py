@@ -1,0 +1,68 @@
+"""The load script, at its smallest, and what it says of a service that errs."""
+
+import subprocess
+import sys
+
+import pytest
+
+from bench.load import Answer, faults
+from service import ROOT
+from tests.processes import ServiceProcess, clean_environment
+
+FIRST = {
+    "externalId": "a-1",
+    "start": "2020-10-10T10:00:00.000Z",
+    "end": "2020-10-10T10:30:00.000Z",
+    "version": 1,
+}
+SECOND = {
+    "externalId": "a-2",
+    "start": "2020-10-10T10:15:00.000Z",
+    "end": "2020-10-10T10:45:00.000Z",
+    "version": 1,
+}
+OK_FIRST = Answer("first", 200, "ok", 1.0)
+OK_SECOND = Answer("overlapping", 200, "ok", 1.0)
+
+
+def load(url: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "bench/load.py", "--url", url, "--requests", "60", "--concurrency", "6"]
+    return subprocess.run(
+        command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=120
+    )
+
+
+def test_the_load_script_finds_the_service_right(service: ServiceProcess) -> None:
+    done = load(service.url)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "nothing overlaps, and versions match the answers" in done.stdout
+    assert "INVALID_METADATA" in done.stdout
+    assert "p99" in done.stdout
+    assert "60/60" in done.stderr
+
+
+def test_the_load_script_says_if_nothing_answers() -> None:
+    done = load("http://127.0.0.1:9")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: nothing answers at http://127.0.0.1:9")
+
+
+def test_sound_answers_and_rows_have_no_fault() -> None:
+    assert faults([OK_FIRST, Answer("moved", 200, "ignored-stale", 1.0)], [FIRST]) == []
+
+
+@pytest.mark.parametrize(
+    ("answers", "rows", "fault"),
+    [
+        ([OK_FIRST, OK_SECOND], [FIRST, SECOND], "overlap"),
+        ([OK_FIRST, OK_FIRST], [FIRST], "versions"),
+        ([OK_FIRST], [], "versions"),
+        ([], [FIRST], "versions"),
+        ([Answer("bad metadata", 200, "ok", 1.0)], [], "cannot be"),
+        ([Answer("first", 503, "OVERLOADED", 1.0)], [], "cannot be"),
+    ],
+)
+def test_the_load_script_sees_a_fault(
+    answers: list[Answer], rows: list[dict[str, object]], fault: str
+) -> None:
+    assert fault in " ".join(faults(answers, rows))

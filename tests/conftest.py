@@ -1,0 +1,68 @@
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from service import embedded
+from service.database import Database, open_database
+from service.settings import Settings
+from tests.databases import migrated_template, new_database
+from tests.processes import ServiceProcess, running_service
+
+
+@pytest.fixture(scope="session")
+def server_url() -> Iterator[str]:
+    """A PostgreSQL server: TEST_DATABASE_URL's, or an embedded one of the tests' own."""
+    if url := os.environ.get("TEST_DATABASE_URL"):
+        yield url
+        return
+    directory = Path(tempfile.mkdtemp(prefix="appointments-tests-", dir="/tmp"))
+    try:
+        with embedded.running(directory) as url:
+            yield url
+    finally:
+        shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="session")
+def template(server_url: str) -> Iterator[str]:
+    with migrated_template(server_url) as name:
+        yield name
+
+
+@pytest.fixture
+def database_url(server_url: str, template: str) -> Iterator[str]:
+    """A migrated, empty database for one test."""
+    with new_database(server_url, template) as url:
+        yield url
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    async with open_database(Settings(database_url=database_url)) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def service(
+    server_url: str, template: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServiceProcess]:
+    """One service for all tests of a worker that are content with an organisation of their own."""
+    directory = tmp_path_factory.mktemp("service")
+    with new_database(server_url, template) as url, running_service(directory, DATABASE_URL=url) as process:
+        yield process
+
+
+@pytest.fixture
+def client(service: ServiceProcess) -> httpx.Client:
+    return service.client
+
+
+@pytest.fixture
+def organisation() -> str:
+    return f"org-{uuid4().hex}"

@@ -1,0 +1,75 @@
+"""Databases for tests: clones of a migrated template, on the server that the tests were given."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import psycopg
+
+from service import schema
+
+
+def with_name(server_url: str, name: str) -> str:
+    return urlsplit(server_url)._replace(path=f"/{name}").geturl()
+
+
+@contextmanager
+def new_database(server_url: str, template: str = "template0") -> Iterator[str]:
+    """The URL of a new database; it is dropped at the end, whoever is still connected."""
+    name = f"appointments_test_{uuid4().hex}"
+    with psycopg.connect(server_url, autocommit=True) as session:
+        session.execute(f"create database {name} template {template} encoding 'UTF8'")
+        try:
+            yield with_name(server_url, name)
+        finally:
+            session.execute(f"drop database {name} with (force)")
+
+
+@contextmanager
+def migrated_template(server_url: str) -> Iterator[str]:
+    """The name of a migrated database that can be cloned."""
+    with new_database(server_url) as url:
+        schema.migrate(url)
+        yield urlsplit(url).path.removeprefix("/")
+
+
+def query(url: str, statement: str, *arguments: object) -> list[tuple[object, ...]]:
+    with psycopg.connect(url, autocommit=True) as session:
+        cursor = session.execute(statement.encode(), arguments or None)
+        return cursor.fetchall() if cursor.description else []
+
+
+VIOLATIONS = {
+    "active appointments that overlap": """
+        select a.org_id, a.external_id, b.external_id from appointments a join appointments b
+        on a.org_id = b.org_id and a.id < b.id and a.during && b.during
+        where not a.cancelled and not b.cancelled""",
+    "versions with a gap, a twin, or out of the order of the sequence": """
+        select org_id, appointment_id from (
+            select org_id, appointment_id, version,
+                row_number() over (partition by appointment_id order by sequence_number) as place
+            from appointment_versions) v
+        where version <> place""",
+    "appointments that differ from their last version": """
+        select a.org_id, a.external_id from appointments a where not exists (
+            select from appointment_versions v
+            where v.appointment_id = a.id and v.version = a.version and v.during = a.during
+                and v.payload_updated_at = a.payload_updated_at and v.received_at = a.received_at
+                and v.payload_created_at = a.payload_created_at and v.cancelled = a.cancelled
+                and v.org_id = a.org_id and v.external_id = a.external_id
+                and not exists (select from appointment_versions w
+                    where w.appointment_id = a.id and w.version > a.version))""",
+    "versions whose updatedAt or receivedAt does not increase": """
+        select org_id, appointment_id from (
+            select org_id, appointment_id,
+                payload_updated_at > lag(payload_updated_at) over w as later,
+                received_at > lag(received_at) over w as received_later
+            from appointment_versions window w as (partition by appointment_id order by version)) v
+        where not later or not received_later""",
+}
+
+
+def assert_invariants(url: str) -> None:
+    for what, statement in VIOLATIONS.items():
+        assert query(url, statement) == [], what

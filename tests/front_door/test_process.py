@@ -1,0 +1,199 @@
+"""The process on a given database: its start, its end, its limits, its logs."""
+
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psycopg
+import pytest
+
+from service import VERSION
+from service.statements import LOCK_ORGANISATION
+from tests.databases import query
+from tests.http.requests import assert_accepted, assert_problem, post
+from tests.processes import clean_environment, running_service
+
+
+@contextmanager
+def locked_organisation(url: str, organisation: str) -> Iterator[None]:
+    with psycopg.connect(url) as session:
+        psycopg.RawCursor(session).execute(LOCK_ORGANISATION.text.encode(), (organisation,))
+        yield
+        session.rollback()
+
+
+class Post(threading.Thread):
+    """A POST under way; `response` once it is answered."""
+
+    def __init__(self, url: str, organisation: str) -> None:
+        super().__init__()
+        self.url, self.organisation = url, organisation
+        self.response: httpx.Response | None = None
+        self.start()
+
+    def run(self) -> None:
+        with httpx.Client(base_url=self.url, timeout=60) as client:
+            try:
+                self.response = post(client, self.organisation)
+            except httpx.TransportError:
+                self.response = None
+
+
+def wait_until_waiting(url: str) -> None:
+    statement = (
+        "select count(*) from pg_stat_activity where datname = current_database() and wait_event = 'advisory'"
+    )
+    deadline = time.monotonic() + 30
+    while query(url, statement) == [(0,)]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_sigterm_turns_readiness_off_answers_what_is_in_flight_and_ends(
+    database_url: str, tmp_path: Path
+) -> None:
+    with running_service(tmp_path, DATABASE_URL=database_url, SHUTDOWN_DRAIN_MS="1500") as service:
+        with locked_organisation(database_url, "o"):
+            in_flight = Post(service.url, "o")
+            wait_until_waiting(database_url)
+            service.process.send_signal(signal.SIGTERM)
+            service.wait_for_event("shutdown begun")
+            ready = assert_problem(service.client.get("/readyz"), 503, "NOT_READY")
+            assert "shutting down" in ready["detail"]
+            assert_accepted(post(service.client, "other"))
+            service.client.close()
+            with pytest.raises(subprocess.TimeoutExpired):
+                service.process.wait(2)
+        assert service.process.wait(30) == 0
+        in_flight.join()
+        assert in_flight.response is not None
+        assert_accepted(in_flight.response)
+        assert service.events()[-1]["event"] == "stopped"
+
+
+def test_the_grace_time_ends_what_does_not_end(database_url: str, tmp_path: Path) -> None:
+    settings = {"SHUTDOWN_DRAIN_MS": "0", "SHUTDOWN_GRACE_MS": "1000"}
+    with running_service(tmp_path, DATABASE_URL=database_url, **settings) as service:
+        with locked_organisation(database_url, "o"):
+            in_flight = Post(service.url, "o")
+            wait_until_waiting(database_url)
+            service.process.send_signal(signal.SIGTERM)
+            assert service.process.wait(8) == 0
+        in_flight.join()
+    assert query(database_url, "select * from appointments") == []
+
+
+def test_no_free_connection_is_an_overload(database_url: str, tmp_path: Path) -> None:
+    settings = {"POOL_CONNECTIONS_MAX": "1", "POOL_WAIT_MS_MAX": "100"}
+    with running_service(tmp_path, DATABASE_URL=database_url, **settings) as service:
+        with locked_organisation(database_url, "o"):
+            in_flight = Post(service.url, "o")
+            wait_until_waiting(database_url)
+            response = post(service.client, "other")
+            assert_problem(response, 503, "OVERLOADED")
+            assert response.headers["retry-after"] == "1"
+        in_flight.join()
+        assert_accepted(post(service.client, "other"))
+
+
+def test_lost_connections_are_replaced(database_url: str, tmp_path: Path) -> None:
+    with running_service(tmp_path, DATABASE_URL=database_url, POOL_CONNECTIONS_MAX="2") as service:
+        assert_accepted(post(service.client, "o"))
+        query(
+            database_url,
+            "select pg_terminate_backend(pid, 5000) from pg_stat_activity "
+            "where datname = current_database() and pid <> pg_backend_pid()",
+        )
+        responses = [post(service.client, "o") for _ in range(4)]
+        assert {response.status_code for response in responses[:2]} <= {200, 503}
+        assert_accepted(responses[-1], "ignored-stale")
+
+
+def test_a_defect_is_a_500_that_tells_nothing_and_a_log_line_that_tells_all(
+    database_url: str, tmp_path: Path
+) -> None:
+    with running_service(tmp_path, DATABASE_URL=database_url) as service:
+        query(database_url, "drop function instant_text")
+        response = service.client.get("/api/appointments?org=o", headers={"X-Request-Id": "the-defect"})
+        assert (response.status_code, response.headers["x-request-id"]) == (500, "the-defect")
+        assert response.headers["content-type"] == "application/problem+json"
+        assert response.json()["code"] == "INTERNAL"
+        assert not re.search("select|instant_text|/service/|Traceback|Undefined", response.text)
+        event = service.wait_for_event("request failed", request_id="the-defect")
+        assert event["level"] == "error"
+        assert "UndefinedFunctionError" in event["exception"]
+        assert service.wait_for_event("request", request_id="the-defect")["status"] == 500
+
+
+def test_readiness_says_which_migration_is_missing(database_url: str, tmp_path: Path) -> None:
+    with running_service(tmp_path, DATABASE_URL=database_url) as service:
+        query(database_url, "delete from _yoyo_migration")
+        ready = assert_problem(service.client.get("/readyz"), 503, "NOT_READY")
+        assert "0001.appointments" in ready["detail"]
+        query(database_url, "drop table _yoyo_migration")
+        assert_problem(service.client.get("/readyz"), 503, "NOT_READY")
+
+
+def test_start_stop_and_slow_statements_are_logged_without_secrets(database_url: str, tmp_path: Path) -> None:
+    secret = f"{database_url}{'&' if '?' in database_url else '?'}password=s3cret"
+    with running_service(tmp_path, DATABASE_URL=secret, STATEMENT_SLOW_MS="0") as service:
+        started = service.wait_for_event("started")
+        assert started["version"] == VERSION
+        assert started["docs"] == f"{service.url}/api/docs"
+        assert started["settings"]["statement_slow_ms"] == 0
+        response = post(service.client, "o")
+        slow = service.wait_for_event("slow statement", request_id=response.headers["x-request-id"])
+        assert (slow["statement"], slow["level"]) == ("upsert_appointment", "warning")
+    assert service.events()[-1]["event"] == "stopped"
+    assert "s3cret" not in service.log_file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "code", "message"),
+    [
+        (["serve"], {"DATABASE_URL": "postgresql://127.0.0.1:1/d"}, 1, "error: The database refuses: "),
+        (["migrate"], {"DATABASE_URL": "postgresql://127.0.0.1:1/d"}, 1, "error: The database refuses: "),
+        (["serve"], {"HOST": "no.such.host.invalid"}, 1, "error: Cannot listen on no.such.host.invalid"),
+        (["serve"], {"PORT": "x"}, 1, "error: Setting PORT is wrong: "),
+        (["migration", "Add Colour"], {}, 2, "usage: "),
+        (["nonsense"], {}, 2, "usage: "),
+        ([], {}, 2, "usage: "),
+    ],
+)
+def test_a_wrong_start_is_explained(
+    tmp_path: Path, arguments: list[str], settings: dict[str, str], code: int, message: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "service", *arguments],
+        cwd=tmp_path,
+        env=clean_environment(**{"PORT": "0"} | settings),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == code
+    assert done.stderr.startswith(message)
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    if code == 1:
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_help_names_every_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "service", "--help"],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0
+    for name in ("serve", "migrate", "rollback", "migration"):
+        assert re.search(rf"^    {name}\b", done.stdout, re.MULTILINE)

@@ -1,0 +1,67 @@
+"""Requests of the HTTP tests, and what every answer must be."""
+
+from typing import Any
+
+import httpx
+
+TITLES = {
+    400: "Bad Request",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    409: "Conflict",
+    413: "Content Too Large",
+    415: "Unsupported Media Type",
+    503: "Service Unavailable",
+}
+MEMBERS = {"type", "title", "status", "code", "detail"}
+
+
+def payload(org_id: str | None, **changes: Any) -> dict[str, Any]:
+    """A sound payload from 10:00 to 10:30, with changes."""
+    sound = {
+        "id": "a-1",
+        "start": "2020-10-10 10:00",
+        "end": "2020-10-10 10:30",
+        "createdAt": "2020-09-02 14:23:12",
+        "updatedAt": "2020-09-28 14:23:12",
+        "orgId": org_id,
+    }
+    return sound | changes
+
+
+def post(client: httpx.Client, org_id: str | None, **changes: Any) -> httpx.Response:
+    return client.post("/api/appointments", json=payload(org_id, **changes))
+
+
+def listed(client: httpx.Client, org_id: str, **parameters: str) -> list[dict[str, Any]]:
+    response = client.get("/api/appointments", params={"org": org_id} | parameters)
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == "application/json"
+    rows: list[dict[str, Any]] = response.json()
+    return rows
+
+
+def assert_accepted(response: httpx.Response, status: str = "ok") -> None:
+    assert response.content == f'{{"status":"{status}"}}'.encode(), response.text
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "application/json"
+    assert response.headers["x-request-id"]
+
+
+def assert_problem(
+    response: httpx.Response, status: int, code: str, fields: list[str] | None = None
+) -> dict[str, Any]:
+    """Body, status and headers together; `fields` are those of `errors`, which must not be there without."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.headers["x-request-id"]
+    problem: dict[str, Any] = response.json()
+    extension = {"errors"} if fields is not None else set()
+    assert problem.keys() - {"conflict"} == MEMBERS | extension, problem
+    assert problem["type"] == "about:blank"
+    assert (problem["status"], problem["code"], problem["title"]) == (status, code, TITLES[status])
+    assert problem["detail"]
+    if fields is not None:
+        assert [error["field"] for error in problem["errors"]] == fields
+        assert all(error.keys() == {"field", "detail"} and error["detail"] for error in problem["errors"])
+    return problem

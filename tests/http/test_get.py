@@ -1,0 +1,117 @@
+"""GET /api/appointments: order, `at`, and the strictness of its query."""
+
+import httpx
+import pytest
+
+from tests.http.requests import assert_accepted, assert_problem, listed, post
+
+FIRST = {"id": "b", "start": "2020-10-10 10:00", "end": "2020-10-10 10:30"}
+SECOND = {"id": "a", "start": "2020-10-10 10:30", "end": "2020-10-10 11:00"}
+THIRD = {"id": "C", "start": "2020-10-12", "end": "2020-10-13"}
+
+
+def ids(client: httpx.Client, organisation: str, **parameters: str) -> list[str]:
+    return [row["externalId"] for row in listed(client, organisation, **parameters)]
+
+
+@pytest.fixture
+def three(client: httpx.Client, organisation: str) -> None:
+    for appointment in (THIRD, FIRST, SECOND):
+        assert_accepted(post(client, organisation, **appointment))
+
+
+@pytest.mark.usefixtures("three")
+def test_a_list_is_ordered_by_start(client: httpx.Client, organisation: str) -> None:
+    assert ids(client, organisation) == ["b", "a", "C"]
+
+
+@pytest.mark.usefixtures("three")
+@pytest.mark.parametrize(
+    ("at", "expected"),
+    [
+        ("2020-10-10 10:00", ["b"]),
+        ("2020-10-10 10:29:59.999999", ["b"]),
+        ("2020-10-10 10:30", ["a"]),
+        ("2020-10-10T12:30:00+02:00", ["a"]),
+        ("2020-10-10 11:00", []),
+        ("2020-10-12", ["C"]),
+        ("2020-10-12T23:59:59Z", ["C"]),
+        ("2020-10-13", []),
+        ("2020-10-10 09:59:59.999999", []),
+        ("0001-01-01", []),
+        ("9999-12-31T23:59:59.999999Z", []),
+    ],
+)
+def test_at_selects_start_to_before_end(
+    client: httpx.Client, organisation: str, at: str, expected: list[str]
+) -> None:
+    assert ids(client, organisation, at=at) == expected
+
+
+@pytest.mark.usefixtures("three")
+@pytest.mark.parametrize("query", ["", "&", "&at=", "&at", "&&at=&"])
+def test_an_empty_parameter_counts_as_missing(client: httpx.Client, organisation: str, query: str) -> None:
+    response = client.get(f"/api/appointments?org={organisation}{query}")
+    assert len(response.json()) == 3
+
+
+@pytest.mark.parametrize(
+    "query", ["", "?", "?org=", "?org", "?org=%20", "?org=+%09", "?org=default", "?org=+default%20"]
+)
+def test_no_organisation_means_default(client: httpx.Client, query: str) -> None:
+    post(client, "default", id="in-default", start="0700-01-01", end="0700-01-02")
+    response = client.get("/api/appointments" + query)
+    assert response.status_code == 200
+    assert "in-default" in [row["externalId"] for row in response.json()]
+
+
+def test_an_unknown_organisation_is_empty(client: httpx.Client, organisation: str) -> None:
+    response = client.get("/api/appointments", params={"org": organisation})
+    assert (response.status_code, response.content) == (200, b"[]")
+    assert client.get("/api/appointments", params={"org": organisation, "at": "2020-01-01"}).content == b"[]"
+
+
+def test_head_answers_as_get_without_a_body(client: httpx.Client, organisation: str) -> None:
+    response = client.head("/api/appointments", params={"org": organisation})
+    assert (response.status_code, response.content) == (200, b"")
+    assert response.headers["content-length"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("query", "code", "fields"),
+    [
+        ("at=yesterday", "INVALID_DATE_FORMAT", ["at"]),
+        ("at=%00", "INVALID_DATE_FORMAT", ["at"]),
+        ("at=+", "INVALID_DATE_FORMAT", ["at"]),
+        ("at=2020-10-10T10:00:00+02:00", "INVALID_DATE_FORMAT", ["at"]),
+        ("org=a%00b", "INVALID_REQUEST", ["org"]),
+        ("org=" + "o" * 256, "INVALID_REQUEST", ["org"]),
+        ("org=%ff", "INVALID_REQUEST", ["org"]),
+        ("org=%ed%a0%80", "INVALID_REQUEST", ["org"]),
+        ("at=%ff", "INVALID_REQUEST", ["at"]),
+        ("%ff=1", "INVALID_REQUEST", [""]),
+        ("org=a&org=a", "INVALID_REQUEST", ["org"]),
+        ("org=&org=a", "INVALID_REQUEST", ["org"]),
+        ("at=&at=", "INVALID_REQUEST", ["at"]),
+        ("orgId=a", "INVALID_REQUEST", ["orgId"]),
+        ("Org=a", "INVALID_REQUEST", ["Org"]),
+        ("foo=", "INVALID_REQUEST", ["foo"]),
+        ("=1", "INVALID_REQUEST", [""]),
+        ("limit=1&x=1&x=2&at=x", "INVALID_REQUEST", ["limit", "x", "at"]),
+    ],
+)
+def test_a_faulty_query_is_refused(client: httpx.Client, query: str, code: str, fields: list[str]) -> None:
+    assert_problem(client.get(f"/api/appointments?{query}"), 400, code, fields)
+
+
+def test_the_error_for_a_plus_says_what_it_means(client: httpx.Client) -> None:
+    response = client.get("/api/appointments?at=2020-10-10T10:00:00+02:00")
+    assert "%2B" in response.json()["errors"][0]["detail"]
+    encoded = client.get("/api/appointments?at=2020-10-10T10:00:00%2B02:00")
+    assert encoded.status_code == 200
+    assert client.get("/api/appointments?at=2020-10-10+10:00").status_code == 200
+
+
+def test_post_takes_no_parameters(client: httpx.Client, organisation: str) -> None:
+    response = client.post(f"/api/appointments?org={organisation}", json={})
+    assert_problem(response, 400, "INVALID_REQUEST", ["org"])

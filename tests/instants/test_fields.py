@@ -1,0 +1,65 @@
+"""The schema that clients read says what the service takes."""
+
+from typing import Any
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+from service.body import decode_appointment
+from service.fields import KINDS, READ_ERRORS
+from service.messages import AppointmentPayload, ExternalId, Instant
+from service.problems import ProblemError
+
+VALUES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
+EXTERNAL_ID = Draft202012Validator(msgspec.json.schema(ExternalId))
+INSTANT = Draft202012Validator(msgspec.json.schema(Instant))
+
+
+@given(st.text(st.characters(codec="utf-8") | st.sampled_from("\0 \t\n\u2003"), max_size=260))
+def test_the_schema_of_an_id_takes_what_the_service_takes(text: str) -> None:
+    try:
+        assert KINDS[ExternalId].parse(text) == text
+        taken = True
+    except READ_ERRORS:
+        taken = False
+    assert EXTERNAL_ID.is_valid(text) == taken
+    assert taken == (1 <= len(text) <= 255 and bool(text.strip()) and "\0" not in text)
+
+
+@given(
+    st.from_regex(
+        r"[0-9]{4}-[01][0-9]-[0-3][0-9]"
+        r"([T ][0-2][0-9]:[0-5][0-9](:[0-5][0-9](\.[0-9]+)?)?)?(Z|[+-][0-2][0-9]:[0-5][0-9])?",
+        fullmatch=True,
+    )
+)
+def test_the_schema_of_an_instant_takes_all_that_the_service_takes(text: str) -> None:
+    try:
+        KINDS[Instant].parse(text)
+    except ValueError:
+        return
+    assert INSTANT.is_valid(text)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([field.encode_name for field in msgspec.structs.fields(AppointmentPayload)])
+        | st.text(max_size=3),
+        VALUES | st.lists(VALUES, max_size=2) | st.just("2020-10-10"),
+    )
+)
+def test_any_object_is_an_appointment_or_a_problem(members: dict[str, Any]) -> None:
+    try:
+        decode_appointment(msgspec.json.encode(members))
+    except ProblemError as error:
+        assert error.problem.status == 400
+
+
+@given(st.binary(max_size=64) | st.text('{}[]",:\\u0dD8 e1.-tfn', max_size=32).map(str.encode))
+def test_any_bytes_are_an_appointment_or_a_problem(body: bytes) -> None:
+    try:
+        decode_appointment(body)
+    except ProblemError as error:
+        assert error.problem.status == 400

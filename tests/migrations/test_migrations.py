@@ -1,0 +1,116 @@
+"""Migrations up, down and up again, with rows in the tables, and beside each other."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+
+from service import schema
+from service.settings import StartError
+from tests.databases import new_database, query
+
+CATALOGUE = """
+select 'column', table_name || '.' || column_name, data_type || coalesce(column_default, '') || is_nullable
+    || coalesce(collation_name, '') || ordinal_position
+from information_schema.columns where table_schema = 'public' and table_name not like '%yoyo%'
+union all select 'index', indexname::text, indexdef from pg_indexes
+where schemaname = 'public' and tablename not like '%yoyo%'
+union all select 'constraint', conname::text, pg_get_constraintdef(oid) from pg_constraint
+where conrelid::regclass::text in ('appointments', 'appointment_versions')
+union all select 'function', proname::text, pg_get_functiondef(p.oid) from pg_proc as p
+where proname = 'instant_text'
+order by 1, 2, 3"""
+ROWS = """
+insert into appointments
+    (org_id, external_id, during, payload_created_at, payload_updated_at, received_at, version)
+values ('o', 'a', '[2020-01-01,2020-01-02)', now(), now(), now(), 1);
+insert into appointment_versions
+    (org_id, appointment_id, external_id, during, payload_created_at, payload_updated_at, received_at,
+    version, cancelled)
+select org_id, id, external_id, during, payload_created_at, payload_updated_at, received_at,
+    version, cancelled
+from appointments;"""
+
+
+@pytest.fixture
+def empty_url(server_url: str) -> Iterator[str]:
+    with new_database(server_url) as url:
+        yield url
+
+
+def test_up_down_and_up_again_with_rows_gives_the_same_schema(empty_url: str) -> None:
+    assert schema.migrate(empty_url) == schema.KNOWN
+    first = query(empty_url, CATALOGUE)
+    assert len(first) > 20
+    with psycopg.connect(empty_url) as session:
+        session.execute(ROWS)
+    taken_back = [name for _ in schema.KNOWN for name in schema.rollback(empty_url)]
+    assert taken_back == schema.KNOWN[::-1]
+    assert query(empty_url, CATALOGUE) == []
+    assert schema.rollback(empty_url) == []
+    assert schema.migrate(empty_url) == schema.KNOWN
+    assert query(empty_url, CATALOGUE) == first
+
+
+def test_migrating_again_changes_nothing(empty_url: str) -> None:
+    schema.migrate(empty_url)
+    with psycopg.connect(empty_url) as session:
+        session.execute(ROWS)
+    assert schema.migrate(empty_url) == []
+    assert query(empty_url, "select external_id from appointments") == [("a",)]
+
+
+def test_several_processes_may_migrate_at_once(empty_url: str) -> None:
+    applied: list[list[str]] = []
+    threads = [threading.Thread(target=lambda: applied.append(schema.migrate(empty_url))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(applied) == [[], [], [], schema.KNOWN]
+
+
+def test_the_lock_row_of_a_killed_run_is_in_nobodys_way(empty_url: str) -> None:
+    schema.migrate(empty_url)
+    query(empty_url, "insert into yoyo_lock (locked, ctime, pid) values (1, now(), 1)")
+    assert schema.rollback(empty_url) == schema.KNOWN[-1:]
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql"])
+def test_both_spellings_of_the_scheme_work(empty_url: str, scheme: str) -> None:
+    assert schema.migrate(urlsplit(empty_url)._replace(scheme=scheme).geturl()) == schema.KNOWN
+
+
+def test_a_database_that_is_not_there_is_one_line(empty_url: str) -> None:
+    with pytest.raises(StartError, match="does not exist") as caught:
+        schema.migrate(urlsplit(empty_url)._replace(path="/no_such_database").geturl())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_database_in_another_encoding_is_refused(server_url: str) -> None:
+    with psycopg.connect(server_url, autocommit=True) as session:
+        session.execute(
+            "create database appointments_test_latin1 template template0 encoding latin1 locale 'C'"
+        )
+        try:
+            with pytest.raises(StartError, match="LATIN1"):
+                schema.migrate(urlsplit(server_url)._replace(path="/appointments_test_latin1").geturl())
+        finally:
+            session.execute("drop database appointments_test_latin1 with (force)")
+
+
+def test_a_new_pair_of_files_follows_the_last(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(schema, "MIGRATIONS", tmp_path)
+    migration, reverse = schema.create("add-colour")
+    number = len(schema.KNOWN) + 1
+    assert migration.name == f"{number:04}.add-colour.sql"
+    assert reverse.name == f"{number:04}.add-colour.rollback.sql"
+    assert f"-- depends: {schema.KNOWN[-1]}\n" in migration.read_text()
+
+
+def test_every_migration_has_its_rollback() -> None:
+    for name in schema.KNOWN:
+        assert (schema.MIGRATIONS / f"{name}.rollback.sql").is_file()

@@ -1,0 +1,86 @@
+"""The service as a user runs it: a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from service import ROOT
+
+START_SECONDS_MAX = 60
+
+
+class ServiceProcess:
+    """`python -m service serve` on a free port; `client` talks to it."""
+
+    def __init__(self, directory: Path, **settings: str) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.log_file = directory / "service.log"
+        with self.log_file.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "service", "serve"],
+                cwd=directory,
+                env=clean_environment(PORT="0", **settings),
+                stdout=log,
+                stderr=log,
+            )
+        started = self.wait_for_event("started")
+        self.url: str = started["api"].removesuffix("/api/appointments")
+        self.client = httpx.Client(base_url=self.url, timeout=30)
+        self.wait_until_live()
+
+    def wait_until_live(self) -> None:
+        deadline = time.monotonic() + START_SECONDS_MAX
+        while True:
+            try:
+                assert self.client.get("/livez").status_code == 200
+                return
+            except httpx.ConnectError:
+                assert time.monotonic() < deadline, self.log_file.read_text()
+                time.sleep(0.01)
+
+    def events(self) -> list[dict[str, Any]]:
+        lines = self.log_file.read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+
+    def wait_for_event(self, name: str, **members: object) -> dict[str, Any]:
+        """The first log line of that event with those members."""
+        deadline = time.monotonic() + START_SECONDS_MAX
+        while time.monotonic() < deadline:
+            for event in self.events():
+                if event["event"] == name and members.items() <= event.items():
+                    return event
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.01)
+        raise AssertionError(f"no log line {name} {members} in:\n{self.log_file.read_text()}")
+
+    def stop(self) -> int:
+        self.client.close()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        return self.process.wait(timeout=60)
+
+
+@contextmanager
+def running_service(directory: Path, **settings: str) -> Iterator[ServiceProcess]:
+    service = ServiceProcess(directory, **settings)
+    try:
+        yield service
+    finally:
+        service.stop()
+
+
+def clean_environment(**settings: str) -> dict[str, str]:
+    """Of our own environment only what a process needs, so that no setting leaks into a test."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    coverage = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE")}
+    return kept | coverage | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | settings

@@ -1,0 +1,89 @@
+"""Settings from the environment and `.env`."""
+
+from pathlib import Path
+
+import pytest
+
+from service import ROOT
+from service.settings import Settings, StartError, read_settings
+
+
+def read(tmp_path: Path, environment: dict[str, str] | None = None, file: str = "") -> Settings:
+    (tmp_path / ".env").write_text(file)
+    return read_settings(environment or {}, tmp_path / ".env")
+
+
+def test_without_any_the_defaults_count(tmp_path: Path) -> None:
+    assert read_settings({}, tmp_path / "missing") == Settings()
+    assert read(tmp_path, {"PORT": "", "PATH": "/bin"}, "\n# only a comment\nHOST=\n") == Settings()
+
+
+def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
+    file = "PORT=4000\nexport HOST='0.0.0.0' # all\nDATABASE_URL=\"postgres://u:p#$x@h/d\"\n"
+    settings = read(tmp_path, {"PORT": " 5000 ", "LOG_LEVEL": "WARNING"}, file)
+    assert settings == Settings(
+        port=5000, host="0.0.0.0", log_level="warning", database_url="postgres://u:p#$x@h/d"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "http"),
+        ("PORT", "65536"),
+        ("PORT", "-1"),
+        ("PORT", "3000.5"),
+        ("LOG_LEVEL", "loud"),
+        ("DATABASE_URL", "mysql://secret@h/d"),
+        ("BODY_BYTES_MAX", "0"),
+        ("POOL_CONNECTIONS_MAX", "none"),
+        ("SHUTDOWN_GRACE_MS", "1s"),
+    ],
+)
+def test_a_malformed_setting_is_named_in_one_line(tmp_path: Path, name: str, value: str) -> None:
+    for environment, file in (({name: value}, ""), ({}, f"{name}={value}")):
+        with pytest.raises(StartError, match=f"^Setting {name} is wrong: .*\\.$") as caught:
+            read(tmp_path, environment, file)
+        assert "\n" not in str(caught.value)
+        assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("PORT=1\nPROT=3000\n", "line 2: PROT is not a setting"),
+        ("port=3000", "line 1: port is not a setting"),
+        ("\nPORT\n", "line 2: expected NAME=value"),
+        ("PORT 3000", "line 1: expected NAME=value"),
+        ("HOST='a", "line 1: expected NAME=value"),
+    ],
+)
+def test_a_faulty_line_of_the_file_is_named(tmp_path: Path, file: str, message: str) -> None:
+    with pytest.raises(StartError, match=message):
+        read(tmp_path, file=file)
+
+
+def test_settings_cannot_change() -> None:
+    with pytest.raises(AttributeError):
+        Settings().port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("url", "masked"),
+    [
+        ("postgres://u:s3cret@h:1/d?sslmode=require", "postgres://u:***@h:1/d?sslmode=require"),
+        ("postgres://u:s3:c@r/et@h/d", "postgres://u:***@h/d"),
+        ("postgres://h/d?user=u&password=s3cret&x=1", "postgres://h/d?user=u&password=***&x=1"),
+        ("postgres://u@h/d", "postgres://u@h/d"),
+        ("", ""),
+    ],
+)
+def test_passwords_are_masked(url: str, masked: str) -> None:
+    assert Settings(database_url=url).masked()["database_url"] == masked
+
+
+def test_the_example_shows_every_setting_with_its_default(tmp_path: Path) -> None:
+    example = (ROOT / ".env.example").read_text()
+    assert read(tmp_path, file=example) == Settings()
+    shown = [line.lstrip("# ").partition("=")[0] for line in example.splitlines() if "=" in line]
+    assert shown == [name.upper() for name in Settings.__struct_fields__]

@@ -1,0 +1,136 @@
+"""The statement that writes, without a service around it."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+
+from service.database import Database
+from service.statements import LIST_APPOINTMENTS, LOCK_ORGANISATION, UPSERT_APPOINTMENT
+from tests.databases import assert_invariants, query
+
+DAY = datetime(2020, 10, 10, tzinfo=UTC)
+
+
+def at(hours: float) -> datetime:
+    return DAY + timedelta(hours=hours)
+
+
+async def upsert(
+    database: Database, external_id: str, start: float, end: float, updated: float = 0, org_id: str = "o"
+) -> dict[str, Any]:
+    arguments = (org_id, external_id, at(start), at(end), DAY, at(updated))
+    [row] = await database.fetch(UPSERT_APPOINTMENT, *arguments)
+    return {name: value for name, value in row.items() if value is not None}
+
+
+async def test_verdicts_come_with_what_belongs_to_them(database: Database, database_url: str) -> None:
+    blocker = {"blocker_external_id": "a", "blocker_start": at(10), "blocker_end": at(11)}
+    assert await upsert(database, "a", 10, 11) == {"verdict": "ok", "version": 1}
+    assert await upsert(database, "a", 10, 11) == {"verdict": "stale"}
+    assert await upsert(database, "a", 10, 11, updated=-1) == {"verdict": "stale"}
+    assert await upsert(database, "b", 10.5, 12) == {"verdict": "conflict"} | blocker
+    assert await upsert(database, "b", 11, 12) == {"verdict": "ok", "version": 1}
+    assert (await upsert(database, "b", 10.5, 12))["verdict"] == "stale"
+    assert await upsert(database, "b", 10.5, 12, updated=1) == {"verdict": "conflict"} | blocker
+    assert await upsert(database, "a", 9, 10, updated=1) == {"verdict": "ok", "version": 2}
+    assert await upsert(database, "b", 10.5, 12, updated=1) == {"verdict": "ok", "version": 2}
+    assert_invariants(database_url)
+
+
+async def test_a_version_row_holds_all_of_the_appointment(database: Database, database_url: str) -> None:
+    for version in range(3):
+        await upsert(database, "a", version, version + 1, updated=version)
+        await upsert(database, "b", version + 10, version + 11, updated=version)
+    columns = (
+        "org_id, external_id, version, during, payload_created_at, payload_updated_at, cancelled, received_at"
+    )
+    current = query(database_url, f"select id, {columns} from appointments order by external_id")
+    last = query(
+        database_url,
+        f"select appointment_id, {columns} from appointment_versions where version = 3 order by external_id",
+    )
+    assert current == last
+    assert query(
+        database_url, "select external_id, version from appointment_versions order by sequence_number"
+    ) == [("a", 1), ("b", 1), ("a", 2), ("b", 2), ("a", 3), ("b", 3)]
+    assert_invariants(database_url)
+
+
+async def test_nothing_but_ok_writes_a_version(database: Database, database_url: str) -> None:
+    await upsert(database, "a", 10, 11)
+    await upsert(database, "a", 10, 12)
+    await upsert(database, "b", 10, 12)
+    assert query(database_url, "select external_id, version from appointment_versions") == [("a", 1)]
+
+
+async def test_a_cancelled_row_is_no_neighbour_and_not_listed(database: Database, database_url: str) -> None:
+    await upsert(database, "a", 10, 11)
+    query(database_url, "update appointments set cancelled = true")
+    assert (await upsert(database, "b", 10, 11))["verdict"] == "ok"
+    [row] = await database.fetch(LIST_APPOINTMENTS, "o", None)
+    assert '"b"' in row["appointments"]
+    assert '"a"' not in row["appointments"]
+
+
+async def test_a_later_update_brings_a_cancelled_row_back(database: Database, database_url: str) -> None:
+    await upsert(database, "a", 10, 11)
+    query(database_url, "update appointments set cancelled = true")
+    await upsert(database, "b", 10, 11)
+    assert (await upsert(database, "a", 10, 11, updated=1))["verdict"] == "conflict"
+    assert await upsert(database, "a", 11, 12, updated=1) == {"verdict": "ok", "version": 2}
+    assert query(database_url, "select cancelled from appointments") == [(False,), (False,)]
+
+
+async def test_received_at_increases_even_if_the_clock_goes_back(
+    database: Database, database_url: str
+) -> None:
+    await upsert(database, "a", 10, 11)
+    query(database_url, "update appointments set received_at = '2999-01-01'")
+    await upsert(database, "a", 10, 11, updated=1)
+    assert query(database_url, "select received_at::text from appointments") == [
+        ("2999-01-01 00:00:00.000001+00",)
+    ]
+
+
+async def test_a_held_lock_makes_busy_and_writes_nothing(database: Database, database_url: str) -> None:
+    async with database.connection() as holder, holder.transaction():
+        await holder.fetch(LOCK_ORGANISATION, "o")
+        assert await upsert(database, "a", 10, 11) == {"verdict": "busy"}
+        assert (await upsert(database, "a", 10, 11, org_id="other"))["verdict"] == "ok"
+    assert query(database_url, "select org_id from appointments") == [("other",)]
+    assert (await upsert(database, "a", 10, 11))["verdict"] == "ok"
+
+
+@pytest.mark.parametrize(
+    "during",
+    ["empty", "[2020-01-01,2020-01-01]", "(2020-01-01,2020-01-02)", "[2020-01-01,)", "(,2020-01-01)", "(,)"],
+)
+async def test_the_schema_refuses_any_interval_but_start_to_before_end(
+    database_url: str, during: str
+) -> None:
+    connection = await asyncpg.connect(database_url)
+    try:
+        with pytest.raises(asyncpg.CheckViolationError):
+            await connection.execute(
+                f"""insert into appointments
+                (org_id, external_id, during, payload_created_at, payload_updated_at, received_at, version)
+                values ('o', 'a', '{during}', now(), now(), now(), 1)"""
+            )
+    finally:
+        await connection.close()
+
+
+async def test_the_schema_itself_refuses_an_overlap(database: Database, database_url: str) -> None:
+    await upsert(database, "a", 10, 11)
+    connection = await asyncpg.connect(database_url)
+    try:
+        with pytest.raises(asyncpg.ExclusionViolationError):
+            await connection.execute(
+                """insert into appointments
+                (org_id, external_id, during, payload_created_at, payload_updated_at, received_at, version)
+                select org_id, 'b', during, now(), now(), now(), 1 from appointments"""
+            )
+    finally:
+        await connection.close()
