@@ -91,6 +91,7 @@ def test_a_stale_update_is_ignored_even_where_it_overlaps(client: httpx.Client, 
 def test_an_overlap_is_a_conflict_that_names_the_other(
     client: httpx.Client, organisation: str, start: str, end: str
 ) -> None:
+    post(client, organisation, id="long before", start="2020-10-01", end="2020-10-02")
     post(client, organisation, id='the "first"')
     before = listed(client, organisation)
     response = post(client, organisation, id="a-2", start=start, end=end)

@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
+import psycopg
 import pytest
 
 from service.database import Database
@@ -134,3 +135,9 @@ async def test_the_schema_itself_refuses_an_overlap(database: Database, database
             )
     finally:
         await connection.close()
+
+
+async def test_a_version_cannot_lose_its_appointment(database: Database, database_url: str) -> None:
+    await upsert(database, "a", 10, 11)
+    with pytest.raises(psycopg.errors.ForeignKeyViolation):
+        query(database_url, "delete from appointments")

@@ -1,0 +1,53 @@
+"""Swagger UI in a real browser that reaches nothing but the service."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, Request, expect, sync_playwright
+
+from tests.processes import ServiceProcess
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    # Chromium has no sandbox as root, and would look for its maker's hosts without the other flags.
+    names = ("background-networking", "component-update", "sync")
+    flags = ["--no-first-run", *(f"--disable-{name}" for name in names)]
+    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=flags + sandbox)
+        yield launched
+        launched.close()
+
+
+def test_post_can_be_tried_out_and_nothing_comes_from_elsewhere(
+    browser: Browser, service: ServiceProcess
+) -> None:
+    page = browser.new_page()
+    hosts: set[str] = set()
+    failures: list[str] = []
+
+    def note_host(request: Request) -> None:
+        if not request.url.startswith("data:"):
+            hosts.add(urlsplit(request.url).netloc)
+
+    page.on("request", note_host)
+    page.on("pageerror", lambda error: failures.append(str(error)))
+    page.goto(f"{service.url}/api/docs")
+    operation = page.locator("#operations-default-putAppointment")
+    operation.click()
+    operation.get_by_role("button", name="Try it out").click()
+    operation.get_by_role("button", name="Execute").click()
+    answer = operation.locator(".live-responses-table .response")
+    body = answer.locator(".response-col_description .highlight-code").first
+    expect(answer.locator(".response-col_status")).to_contain_text("200")
+    expect(body).to_contain_text('"status": "ok"')
+    assert failures == []
+    assert hosts == {urlsplit(service.url).netloc}

@@ -1,0 +1,82 @@
+"""The README: its commands exist, its examples work as pasted, its tables are complete."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service import ROOT
+from service.problems import KINDS
+from service.settings import Settings
+from tests.processes import ServiceProcess, clean_environment
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+TARGETS = set(re.findall(r"^([a-z]+):.*## ", MAKEFILE, re.MULTILINE))
+CURL = [block for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) if "curl" in block]
+
+
+def table_rows(first_cell: str) -> list[list[str]]:
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in README.splitlines()
+        if re.match(rf"\| {first_cell} \|", line)
+    ]
+
+
+def test_every_make_target_of_the_readme_exists_and_every_target_is_explained() -> None:
+    assert set(re.findall(r"\bmake ([a-z]+)\b", README)) - {"help"} == TARGETS - {"help"}
+
+
+def test_help_lists_every_target() -> None:
+    done = subprocess.run(
+        ["make", "help"], cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=30
+    )
+    assert set(re.findall(r"^  make ([a-z]+)", done.stdout, re.MULTILINE)) == TARGETS
+    phony = re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)
+    assert phony is not None
+    assert set(phony[1].split()) == TARGETS
+
+
+def test_every_setting_is_in_the_table_with_its_default() -> None:
+    rows = {name.strip("`"): default.strip("`") for name, default, _ in table_rows("`[A-Z_]+` \\| .*")}
+    defaults = {name.upper(): str(getattr(Settings(), name)) for name in Settings.__struct_fields__}
+    assert rows == defaults
+
+
+def test_every_problem_code_is_in_the_table_with_its_status() -> None:
+    rows = {code.strip("`"): int(status) for status, code, _ in table_rows("[1-5][0-9]{2} \\| `.*")}
+    assert rows == {code: kind.status for code, kind in KINDS.items()}
+
+
+def test_every_path_named_in_the_readme_exists() -> None:
+    for name in re.findall(r"`((?:service|sql|migrations|tests|bench)/[a-z_./]*)`", README):
+        assert (ROOT / name).exists(), name
+
+
+@pytest.fixture
+def answers(service: ServiceProcess, tmp_path: Path) -> list[str]:
+    """What each block of curl commands prints, one after another, in organisations of this test."""
+    printed = []
+    for block in CURL:
+        pasted = block.replace("http://127.0.0.1:3000", service.url).replace("clinic-4", tmp_path.name)
+        done = subprocess.run(["bash", "-c", pasted], capture_output=True, text=True, timeout=30)
+        assert done.returncode == 0, done.stderr
+        printed.append(done.stdout.replace(tmp_path.name, "clinic-4"))
+    return printed
+
+
+def test_the_curl_examples_answer_as_shown(answers: list[str]) -> None:
+    shown: list[Any] = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", README, re.DOTALL)]
+    created, conflict, lists, faults = answers
+    assert json.loads(created) == shown[0] == {"status": "ok"}
+    assert json.loads(conflict) == shown[1]
+    decoder = json.JSONDecoder()
+    first, end = decoder.raw_decode(lists)
+    second, _ = decoder.raw_decode(lists[end:])
+    assert first == second
+    assert first == [shown[2][0] | {"id": first[0]["id"]}]
+    assert [error["field"] for error in json.loads(faults)["errors"]] == ["id", "start", "updatedAt"]

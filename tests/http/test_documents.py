@@ -1,0 +1,112 @@
+"""The OpenAPI document: valid, complete, and true of what the service answers."""
+
+import re
+from typing import Any
+
+import httpx
+import pytest
+from jsonschema import Draft202012Validator
+from openapi_spec_validator import validate
+
+from service.app import ROUTES
+from service.problems import KINDS
+from tests.http.requests import payload, post
+
+
+@pytest.fixture
+def document(client: httpx.Client) -> dict[str, Any]:
+    response = client.get("/api/openapi.json")
+    assert response.headers["content-type"] == "application/json"
+    parsed: dict[str, Any] = response.json()
+    return parsed
+
+
+def validator(document: dict[str, Any], schema: dict[str, Any]) -> Draft202012Validator:
+    return Draft202012Validator(schema | {"components": document["components"]})
+
+
+def contents(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every content of every request and answer."""
+    found = []
+    for path in document["paths"].values():
+        for operation in path.values():
+            bodies = [operation.get("requestBody", {"content": {}}), *operation["responses"].values()]
+            found += [content for body in bodies for content in body["content"].values()]
+    return found
+
+
+def test_the_document_is_valid_openapi_3_1(document: dict[str, Any]) -> None:
+    assert document["openapi"].startswith("3.1.")
+    validate(document)
+
+
+def test_every_route_but_the_documents_themselves_is_in_it(document: dict[str, Any]) -> None:
+    documented = {route.path for route in ROUTES if not re.match("/api/(docs|openapi)", route.path)}
+    assert documented == document["paths"].keys()
+
+
+def test_every_problem_code_has_an_example_that_its_schema_allows(document: dict[str, Any]) -> None:
+    examples = document["components"]["examples"]
+    assert examples.keys() == KINDS.keys()
+    schema = validator(document, {"$ref": "#/components/schemas/Problem"})
+    for code, example in examples.items():
+        schema.validate(example["value"])
+        assert example["value"]["code"] == code
+
+
+def test_every_answer_has_examples_that_its_schema_allows(document: dict[str, Any]) -> None:
+    checked = 0
+    for content in contents(document):
+        for example in content.get("examples", {}).values():
+            reference = example.get("$ref", "").rpartition("/")[2]
+            value = document["components"]["examples"][reference]["value"] if reference else example["value"]
+            validator(document, content["schema"]).validate(value)
+            checked += 1
+    assert checked > 20
+
+
+def test_answers_are_as_the_document_says(
+    client: httpx.Client, document: dict[str, Any], organisation: str
+) -> None:
+    responses = [
+        post(client, organisation),
+        post(client, organisation),
+        post(client, organisation, id="a-2"),
+        post(client, organisation, id=5, start=None),
+        post(client, organisation, start="2020-10-11"),
+        client.get("/api/appointments", params={"org": organisation}),
+        client.get("/api/appointments?at=x"),
+        client.get("/livez"),
+        client.get("/readyz"),
+    ]
+    for response in responses:
+        operation = document["paths"][response.request.url.path][response.request.method.lower()]
+        documented = operation["responses"][str(response.status_code)]
+        content = documented["content"][response.headers["content-type"]]
+        validator(document, content["schema"]).validate(response.json())
+        for name in documented["headers"]:
+            assert name in response.headers
+
+
+def test_the_example_of_the_request_is_taken(client: httpx.Client, document: dict[str, Any]) -> None:
+    body = document["paths"]["/api/appointments"]["post"]["requestBody"]["content"]["application/json"]
+    [example] = body["examples"].values()
+    assert client.post("/api/appointments", json=example["value"]).status_code == 200
+    validator(document, body["schema"]).validate(payload(None))
+
+
+@pytest.mark.parametrize(
+    ("path", "media_type"),
+    [
+        ("/api/docs", "text/html; charset=utf-8"),
+        ("/api/docs/swagger-ui.css", "text/css; charset=utf-8"),
+        ("/api/docs/swagger-ui-bundle.js", "text/javascript; charset=utf-8"),
+        ("/api/docs/favicon-32x32.png", "image/png"),
+    ],
+)
+def test_the_page_and_its_assets_come_from_here(client: httpx.Client, path: str, media_type: str) -> None:
+    response = client.get(path)
+    assert response.status_code == 200
+    assert response.headers["content-type"] == media_type
+    if media_type.startswith("text/html"):
+        assert re.findall(r'(?:src|href)="(?!/api/)', response.text) == []
