@@ -48,20 +48,26 @@ class Answer(NamedTuple):
     ms: float
 
 
-async def run(client: httpx.AsyncClient, organisation: str, requests: int, concurrency: int) -> list[Answer]:
+async def run(url: str, organisation: str, requests: int, concurrency: int) -> list[Answer]:
     kinds = iter(random.choices(list(PAYLOADS), k=requests))
     answers: list[Answer] = []
     with tqdm(total=requests, unit="requests", file=sys.stderr) as bar:
 
         async def work() -> None:
-            for kind in kinds:
-                answers.append(await send(client, organisation, kind))
-                bar.update()
+            # A client each: 64 requests at once out of one pool of httpx are 4 times slower.
+            async with connect(url) as client:
+                for kind in kinds:
+                    answers.append(await send(client, organisation, kind))
+                    bar.update()
 
         async with asyncio.TaskGroup() as workers:
             for _ in range(concurrency):
                 workers.create_task(work())
     return answers
+
+
+def connect(url: str) -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=url, timeout=60, trust_env=False, verify=False)
 
 
 async def send(client: httpx.AsyncClient, organisation: str, kind: str) -> Answer:
@@ -101,15 +107,14 @@ def faults(answers: list[Answer], rows: list[dict[str, Any]]) -> list[str]:
 
 async def main(url: str, requests: int, concurrency: int) -> int:
     organisation = f"load-{uuid4().hex[:12]}"
-    limits = httpx.Limits(max_connections=concurrency)
-    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=60) as client:
+    async with connect(url) as client:
         try:
             await client.get("/livez")
         except httpx.ConnectError:
             print(f"error: nothing answers at {url}; start it with make serve", file=sys.stderr)
             return 1
         started = time.perf_counter()
-        answers = await run(client, organisation, requests, concurrency)
+        answers = await run(url, organisation, requests, concurrency)
         report(answers, time.perf_counter() - started)
         response = await client.get("/api/appointments", params={"org": organisation})
         found = faults(answers, response.json())

@@ -29,6 +29,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     body_bytes_max: Positive = 1_048_576
     pool_connections_max: Positive = 10
     pool_wait_ms_max: Positive = 2_000
+    write_wait_ms_max: Positive = 5_000
     connect_ms_max: Positive = 5_000
     statement_ms_max: Positive = 10_000
     statement_slow_ms: NotNegative = 200

@@ -103,6 +103,24 @@ def test_no_free_connection_is_an_overload(database_url: str, tmp_path: Path) ->
         assert_accepted(post(service.client, "other"))
 
 
+def test_a_busy_organisation_leaves_room_for_others_and_says_when_it_is_full(
+    database_url: str, tmp_path: Path
+) -> None:
+    settings = {"POOL_CONNECTIONS_MAX": "2", "WRITE_WAIT_MS_MAX": "500"}
+    with running_service(tmp_path, DATABASE_URL=database_url, **settings) as service:
+        with locked_organisation(database_url, "o"):
+            in_flight = [Post(service.url, "o") for _ in range(6)]
+            wait_until_waiting(database_url)
+            assert_accepted(post(service.client, "other"))
+            response = post(service.client, "o")
+            assert_problem(response, 503, "OVERLOADED")
+            assert response.headers["retry-after"] == "1"
+        for request in in_flight:
+            request.join()
+        codes = sorted(request.response.status_code for request in in_flight if request.response is not None)
+        assert codes == [200, 503, 503, 503, 503, 503]
+
+
 def test_lost_connections_are_replaced(database_url: str, tmp_path: Path) -> None:
     with running_service(tmp_path, DATABASE_URL=database_url, POOL_CONNECTIONS_MAX="2") as service:
         assert_accepted(post(service.client, "o"))

@@ -34,7 +34,7 @@ def appointment(external_id: str, start: float, updated: float = 0) -> Appointme
 
 @pytest.fixture
 async def writer(database: Database) -> Writer:
-    return Writer(database)
+    return Writer(database, Settings())
 
 
 class Rival:
@@ -145,6 +145,6 @@ async def test_a_lock_that_does_not_come_free_ends_in_a_503(database_url: str, r
     settings = Settings(database_url=database_url, statement_ms_max=200)
     async with open_database(settings) as database:
         with pytest.raises(Exception, match="DATABASE_UNAVAILABLE"):
-            await Writer(database).write(appointment("b", 12))
+            await Writer(database, settings).write(appointment("b", 12))
     await rival.transaction.rollback()
     assert query(database_url, "select * from appointments") == []
