@@ -26,7 +26,10 @@ rollback: $(VENV)/runtime ## Take back the latest migration
 	@$(RUN) -m service rollback
 
 migration: $(VENV)/runtime ## Create a new pair of migration files: make migration NAME=add-colour
-	@$(RUN) -m service migration "$(NAME)"
+	$(if $(NAME),,$(error name it: make migration NAME=add-colour))
+	@file=$$($(RUN) -m yoyo new --batch --no-config-file --sql --message "$(NAME)" migrations) \
+		&& file=$${file#Created file } && touch "$${file%.sql}.rollback.sql" \
+		&& echo "$$file" && echo "$${file%.sql}.rollback.sql"
 
 test: $(VENV)/development ## Run the tests, or one kind of them: make test KIND=http
 	@$(RUN) -m pytest -n 2 --dist loadfile tests/$(KIND)

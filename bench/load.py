@@ -23,12 +23,7 @@ from tqdm import tqdm
 
 PAYLOADS = {
     "first": {"id": "a-1", "start": "2020-10-10 10:00", "end": "2020-10-10 10:30", "updatedAt": "2020-09-01"},
-    "overlapping": {
-        "id": "a-2",
-        "start": "2020-10-10 10:15",
-        "end": "2020-10-10 10:45",
-        "updatedAt": "2020-09-01",
-    },
+    "overlapping": {"id": "a-2", "start": "2020-10-10 10:15", "end": "2020-10-10 10:45", "updatedAt": "2020-09-01"},
     "bad metadata": {"id": "a-3", "start": "2020-10-11", "end": "2020-10-12", "updatedAt": "2020-08-01"},
     "moved": {"id": "a-1", "start": "2020-10-10 12:00", "end": "2020-10-10 12:30", "updatedAt": "2020-09-02"},
 }
@@ -81,9 +76,7 @@ async def send(client: httpx.AsyncClient, organisation: str, kind: str) -> Answe
 
 def report(answers: list[Answer], seconds: float) -> None:
     print(f"\n{'status':>6}  {'verdict':<24} {'request':<14} {'count':>7}")
-    for (status, verdict, kind), count in sorted(
-        Counter((a.status, a.verdict, a.kind) for a in answers).items()
-    ):
+    for (status, verdict, kind), count in sorted(Counter((a.status, a.verdict, a.kind) for a in answers).items()):
         print(f"{status:>6}  {verdict:<24} {kind:<14} {count:>7}")
     percentiles = quantiles([answer.ms for answer in answers], n=100, method="inclusive")
     figures = "   ".join(f"p{n} {percentiles[n - 1]:.1f}" for n in (50, 90, 99))

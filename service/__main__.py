@@ -1,7 +1,6 @@
 """The command line: `python -m service --help`."""
 
 import argparse
-import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -25,8 +24,6 @@ def main() -> int:
             with listening(settings) as listener, database_url(settings, embedded.running) as url:
                 schema.migrate(url)
                 serve(settings, url, listener)
-        elif arguments.command == "migration":
-            print(*schema.create(arguments.name), sep="\n")
         else:
             with database_url(settings, embedded.shared) as url:
                 change = schema.migrate if arguments.command == "migrate" else schema.rollback
@@ -49,15 +46,7 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("serve", help="apply the migrations and serve until Ctrl-C or SIGTERM")
     commands.add_parser("migrate", help="apply the migrations that are missing")
     commands.add_parser("rollback", help="take back the latest migration")
-    new = commands.add_parser("migration", help="create a new pair of migration files")
-    new.add_argument("name", type=migration_name, help="letters, digits and dashes, as in add-colour")
     return top
-
-
-def migration_name(text: str) -> str:
-    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", text):
-        raise argparse.ArgumentTypeError("expected lower-case letters, digits and dashes, as in add-colour")
-    return text
 
 
 @contextmanager

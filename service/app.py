@@ -45,9 +45,7 @@ def create_app(settings: Settings) -> ASGIApp:
         async with open_database(settings) as database:
             with draining(shutdown, settings.shutdown_drain_ms):
                 log.info("started", version=VERSION, **addresses(settings), settings=settings.masked())
-                yield State(
-                    settings=settings, database=database, writer=Writer(database, settings), shutdown=shutdown
-                )
+                yield State(settings=settings, database=database, writer=Writer(database, settings), shutdown=shutdown)
         log.info("stopped")
 
     app = Starlette(

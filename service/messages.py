@@ -21,10 +21,7 @@ ExternalId = Annotated[
     ),
 ]
 Instant = Annotated[
-    str,
-    Meta(
-        pattern=f"^{SPELLING.pattern}$", description=f"An instant: {EXPECTED}.", examples=["2020-10-10 20:20"]
-    ),
+    str, Meta(pattern=f"^{SPELLING.pattern}$", description=f"An instant: {EXPECTED}.", examples=["2020-10-10 20:20"])
 ]
 OrganisationId = Annotated[
     str | None,

@@ -1,5 +1,7 @@
 """The figures of `/metrics`. Every label has a bounded set of values: routes, not paths."""
 
+from functools import partial
+
 from asyncpg import Pool
 from prometheus_client import (
     CollectorRegistry,
@@ -12,32 +14,21 @@ from prometheus_client import (
 )
 
 REGISTRY = CollectorRegistry()
-ProcessCollector(registry=REGISTRY)
-PlatformCollector(registry=REGISTRY)
-GCCollector(registry=REGISTRY)
+for collector in (ProcessCollector, PlatformCollector, GCCollector):
+    collector(registry=REGISTRY)
 
-SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+BUCKETS_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+seconds = partial(Histogram, buckets=BUCKETS_SECONDS, registry=REGISTRY)
 
-REQUEST_SECONDS = Histogram(
+REQUEST_SECONDS = seconds(
     "http_request_duration_seconds",
     "Time from the head of a request to the end of its answer.",
     ("method", "route", "status"),
-    buckets=SECONDS,
-    registry=REGISTRY,
 )
-VERDICTS = Counter(
-    "appointment_verdicts_total",
-    "What became of sound appointments: ok, stale or conflict.",
-    ("verdict",),
-    registry=REGISTRY,
+STATEMENT_SECONDS = seconds(
+    "database_statement_duration_seconds", "Time of a statement, with the way to the database and back.", ("statement",)
 )
-STATEMENT_SECONDS = Histogram(
-    "database_statement_duration_seconds",
-    "Time of a statement, with the way to the database and back.",
-    ("statement",),
-    buckets=SECONDS,
-    registry=REGISTRY,
-)
+VERDICTS = Counter("appointment_verdicts", "What became of sound appointments.", ("verdict",), registry=REGISTRY)
 POOL_CONNECTIONS = Gauge(
     "database_pool_connections", "Connections of the pool, by what they do.", ("state",), registry=REGISTRY
 )

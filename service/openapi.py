@@ -34,9 +34,7 @@ ROW = ListedAppointment(
 EXTENSIONS: dict[Code, Json] = {
     "INVALID_REQUEST": {"errors": [FieldError("id", "Missing. Expected a string of 1 to 255 characters.")]},
     "INVALID_DATE_FORMAT": {"errors": [FieldError("start", "Expected an instant that exists.")]},
-    "TIME_RANGE_UNAVAILABLE": {
-        "conflict": Conflict("a-9", "2020-10-10T20:00:00.000Z", "2020-10-10T20:25:00.000Z")
-    },
+    "TIME_RANGE_UNAVAILABLE": {"conflict": Conflict("a-9", "2020-10-10T20:00:00.000Z", "2020-10-10T20:25:00.000Z")},
 }
 FIELD_CODES: list[Code] = ["INVALID_REQUEST", "INVALID_DATE_FORMAT"]
 UNAVAILABLE_CODES: list[Code] = ["OVERLOADED", "DATABASE_UNAVAILABLE", "INTERNAL"]
@@ -121,12 +119,7 @@ def problem_example(code: Code) -> Json:
 
 
 def parameter(name: str, annotation: Any, description: str) -> Json:
-    return {
-        "name": name,
-        "in": "query",
-        "description": description,
-        "schema": msgspec.json.schema(annotation),
-    }
+    return {"name": name, "in": "query", "description": description, "schema": msgspec.json.schema(annotation)}
 
 
 def ref(name: str) -> Json:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -56,24 +55,11 @@ def locked(url: str) -> Iterator[tuple[Any, Any]]:
 
 
 def check_server(session: psycopg.Connection[Any]) -> None:
-    version, encoding = (
-        session.info.server_version // 10_000,
-        session.info.parameter_status("server_encoding"),
-    )
+    version, encoding = (session.info.server_version // 10_000, session.info.parameter_status("server_encoding"))
     if version < SERVER_VERSION_MIN:
         raise StartError(f"PostgreSQL {version} is too old; {SERVER_VERSION_MIN} or later is needed.")
     if encoding != "UTF8":
         raise StartError(f"The database's encoding is {encoding}; it must be UTF8.")
-
-
-def create(name: str) -> tuple[Path, Path]:
-    """A new pair of files, migration and rollback, numbered after the last."""
-    number = int(KNOWN[-1].partition(".")[0]) + 1
-    migration = MIGRATIONS / f"{number:04}.{name}.sql"
-    reverse = migration.with_suffix(".rollback.sql")
-    migration.write_text(f"-- What it changes, and why.\n-- depends: {KNOWN[-1]}\n", encoding="utf-8")
-    reverse.write_text("", encoding="utf-8")
-    return migration, reverse
 
 
 async def pending(database: Database) -> list[str]:

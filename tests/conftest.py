@@ -49,9 +49,7 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 
 
 @pytest.fixture(scope="session")
-def service(
-    server_url: str, template: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[ServiceProcess]:
+def service(server_url: str, template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
     """One service for all tests of a worker that are content with an organisation of their own."""
     directory = tmp_path_factory.mktemp("service")
     with new_database(server_url, template) as url, running_service(directory, DATABASE_URL=url) as process:

@@ -9,27 +9,15 @@ from bench.load import Answer, faults
 from service import ROOT
 from tests.processes import ServiceProcess, clean_environment
 
-FIRST = {
-    "externalId": "a-1",
-    "start": "2020-10-10T10:00:00.000Z",
-    "end": "2020-10-10T10:30:00.000Z",
-    "version": 1,
-}
-SECOND = {
-    "externalId": "a-2",
-    "start": "2020-10-10T10:15:00.000Z",
-    "end": "2020-10-10T10:45:00.000Z",
-    "version": 1,
-}
+FIRST = {"externalId": "a-1", "start": "2020-10-10T10:00:00.000Z", "end": "2020-10-10T10:30:00.000Z", "version": 1}
+SECOND = {"externalId": "a-2", "start": "2020-10-10T10:15:00.000Z", "end": "2020-10-10T10:45:00.000Z", "version": 1}
 OK_FIRST = Answer("first", 200, "ok", 1.0)
 OK_SECOND = Answer("overlapping", 200, "ok", 1.0)
 
 
 def load(url: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "bench/load.py", "--url", url, "--requests", "60", "--concurrency", "6"]
-    return subprocess.run(
-        command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=120
-    )
+    return subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=120)
 
 
 def test_the_load_script_finds_the_service_right(service: ServiceProcess) -> None:
@@ -62,7 +50,5 @@ def test_sound_answers_and_rows_have_no_fault() -> None:
         ([Answer("first", 503, "OVERLOADED", 1.0)], [], "cannot be"),
     ],
 )
-def test_the_load_script_sees_a_fault(
-    answers: list[Answer], rows: list[dict[str, object]], fault: str
-) -> None:
+def test_the_load_script_sees_a_fault(answers: list[Answer], rows: list[dict[str, object]], fault: str) -> None:
     assert fault in " ".join(faults(answers, rows))

@@ -27,9 +27,7 @@ def browser() -> Iterator[Browser]:
         launched.close()
 
 
-def test_post_can_be_tried_out_and_nothing_comes_from_elsewhere(
-    browser: Browser, service: ServiceProcess
-) -> None:
+def test_post_can_be_tried_out_and_nothing_comes_from_elsewhere(browser: Browser, service: ServiceProcess) -> None:
     page = browser.new_page()
     hosts: set[str] = set()
     failures: list[str] = []

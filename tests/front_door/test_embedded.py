@@ -107,9 +107,7 @@ def test_a_second_serve_says_in_one_line_what_is_in_its_way(checkout: Path) -> N
     service = serve(checkout)
     second = command(checkout, "serve")
     assert second.returncode == 1
-    expected = (
-        f"error: Process {service.process.pid} already runs the database in {checkout}/.data; stop it first."
-    )
+    expected = f"error: Process {service.process.pid} already runs the database in {checkout}/.data; stop it first."
     assert second.stderr.splitlines() == [expected]
     assert second.stdout == ""
     assert_accepted(post(service.client, "o"))

@@ -48,9 +48,7 @@ def assert_accepted(response: httpx.Response, status: str = "ok") -> None:
     assert response.headers["x-request-id"]
 
 
-def assert_problem(
-    response: httpx.Response, status: int, code: str, fields: list[str] | None = None
-) -> dict[str, Any]:
+def assert_problem(response: httpx.Response, status: int, code: str, fields: list[str] | None = None) -> dict[str, Any]:
     """Body, status and headers together; `fields` are those of `errors`, which must not be there without."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"

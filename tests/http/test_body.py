@@ -61,9 +61,7 @@ def test_json_that_is_no_object_is_an_invalid_request(client: httpx.Client, body
 
 
 def test_escapes_and_white_space_are_json(client: httpx.Client, organisation: str) -> None:
-    body = (
-        sound(organisation).replace(b'"id"', b'\r\n\t "\\u0069d"').replace(b"a-1", b"\\ud83d\\ude00\\u00e9")
-    )
+    body = sound(organisation).replace(b'"id"', b'\r\n\t "\\u0069d"').replace(b"a-1", b"\\ud83d\\ude00\\u00e9")
     assert_accepted(client.post("/api/appointments", content=b"\n " + body + b" \r\n"))
     assert listed(client, organisation)[0]["externalId"] == "😀é"
 
@@ -98,9 +96,7 @@ def test_json_media_types_are_taken(client: httpx.Client, organisation: str, med
     ],
 )
 def test_other_media_types_are_refused(client: httpx.Client, organisation: str, media_type: str) -> None:
-    response = client.post(
-        "/api/appointments", content=sound(organisation), headers={"Content-Type": media_type}
-    )
+    response = client.post("/api/appointments", content=sound(organisation), headers={"Content-Type": media_type})
     assert_problem(response, 415, "UNSUPPORTED_MEDIA_TYPE")
     assert listed(client, organisation) == []
 
@@ -109,9 +105,7 @@ def test_a_body_of_exactly_the_limit_is_taken(client: httpx.Client, organisation
     assert_accepted(client.post("/api/appointments", content=sound(organisation).ljust(LIMIT)))
 
 
-def test_a_larger_body_is_refused_and_the_connection_lives_on(
-    client: httpx.Client, organisation: str
-) -> None:
+def test_a_larger_body_is_refused_and_the_connection_lives_on(client: httpx.Client, organisation: str) -> None:
     response = client.post("/api/appointments", content=sound(organisation).ljust(LIMIT + 1))
     assert_problem(response, 413, "PAYLOAD_TOO_LARGE")
     assert_accepted(post(client, organisation))
@@ -130,9 +124,7 @@ def test_a_larger_body_without_a_length_is_refused(client: httpx.Client, organis
 
 def test_a_declared_length_over_the_limit_is_refused_before_the_body(service: ServiceProcess) -> None:
     with raw_connection(service) as connection:
-        connection.sendall(
-            b"POST /api/appointments HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n"
-        )
+        connection.sendall(b"POST /api/appointments HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n")
         assert connection.recv(65_536).startswith(b"HTTP/1.1 413 ")
 
 

@@ -65,9 +65,7 @@ def test_every_answer_has_examples_that_its_schema_allows(document: dict[str, An
     assert checked > 20
 
 
-def test_answers_are_as_the_document_says(
-    client: httpx.Client, document: dict[str, Any], organisation: str
-) -> None:
+def test_answers_are_as_the_document_says(client: httpx.Client, document: dict[str, Any], organisation: str) -> None:
     responses = [
         post(client, organisation),
         post(client, organisation),

@@ -42,9 +42,7 @@ def test_a_list_is_ordered_by_start(client: httpx.Client, organisation: str) -> 
         ("9999-12-31T23:59:59.999999Z", []),
     ],
 )
-def test_at_selects_start_to_before_end(
-    client: httpx.Client, organisation: str, at: str, expected: list[str]
-) -> None:
+def test_at_selects_start_to_before_end(client: httpx.Client, organisation: str, at: str, expected: list[str]) -> None:
     assert ids(client, organisation, at=at) == expected
 
 

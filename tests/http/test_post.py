@@ -13,16 +13,7 @@ from tests.processes import ServiceProcess
 def test_a_new_appointment_is_ok_and_listed(client: httpx.Client, organisation: str) -> None:
     assert_accepted(post(client, organisation))
     [row] = listed(client, organisation)
-    assert list(row) == [
-        "id",
-        "orgId",
-        "externalId",
-        "start",
-        "end",
-        "payloadCreatedAt",
-        "payloadUpdatedAt",
-        "version",
-    ]
+    assert list(row) == ["id", "orgId", "externalId", "start", "end", "payloadCreatedAt", "payloadUpdatedAt", "version"]
     assert row | {"id": ""} == {
         "id": "",
         "orgId": organisation,
@@ -38,11 +29,7 @@ def test_a_new_appointment_is_ok_and_listed(client: httpx.Client, organisation: 
 def test_a_later_update_wins_and_keeps_the_id(client: httpx.Client, organisation: str) -> None:
     post(client, organisation)
     [before] = listed(client, organisation)
-    later = {
-        "start": "2020-10-10 12:00",
-        "end": "2020-10-10 13:00",
-        "updatedAt": "2020-09-28 14:23:12.000001",
-    }
+    later = {"start": "2020-10-10 12:00", "end": "2020-10-10 13:00", "updatedAt": "2020-09-28 14:23:12.000001"}
     assert_accepted(post(client, organisation, **later, createdAt="2020-09-03"))
     [after] = listed(client, organisation)
     assert after == before | {
@@ -57,9 +44,7 @@ def test_a_later_update_wins_and_keeps_the_id(client: httpx.Client, organisation
 @pytest.mark.parametrize(
     "updated_at", ["2020-09-28 14:23:12", "2020-09-28 14:23:11.999999", "2020-09-28T16:23:12+02:00"]
 )
-def test_an_equal_or_earlier_update_is_ignored(
-    client: httpx.Client, organisation: str, updated_at: str
-) -> None:
+def test_an_equal_or_earlier_update_is_ignored(client: httpx.Client, organisation: str, updated_at: str) -> None:
     post(client, organisation)
     before = listed(client, organisation)
     assert_accepted(post(client, organisation, updatedAt=updated_at, end="2020-10-10 11:00"), "ignored-stale")
@@ -71,9 +56,7 @@ def test_a_stale_update_is_ignored_even_where_it_overlaps(client: httpx.Client, 
     post(client, organisation, id="a-2", start="2020-10-10 11:00", end="2020-10-10 12:00")
     overlapping = {"start": "2020-10-10 11:30", "end": "2020-10-10 11:45"}
     assert_accepted(post(client, organisation, **overlapping), "ignored-stale")
-    assert_problem(
-        post(client, organisation, **overlapping, updatedAt="2020-09-29"), 409, "TIME_RANGE_UNAVAILABLE"
-    )
+    assert_problem(post(client, organisation, **overlapping, updatedAt="2020-09-29"), 409, "TIME_RANGE_UNAVAILABLE")
 
 
 @pytest.mark.parametrize(
@@ -108,9 +91,7 @@ def test_an_overlap_is_a_conflict_that_names_the_other(
 @pytest.mark.parametrize(
     ("start", "end"), [("2020-10-10 09:30", "2020-10-10 10:00"), ("2020-10-10 10:30", "2020-10-10 11:00")]
 )
-def test_one_may_end_as_the_next_begins(
-    client: httpx.Client, organisation: str, start: str, end: str
-) -> None:
+def test_one_may_end_as_the_next_begins(client: httpx.Client, organisation: str, start: str, end: str) -> None:
     post(client, organisation)
     assert_accepted(post(client, organisation, id="a-2", start=start, end=end))
 
@@ -179,9 +160,7 @@ def test_unknown_members_are_ignored(client: httpx.Client, organisation: str) ->
     assert_accepted(post(client, organisation, **more))
 
 
-def test_a_number_too_large_for_a_float_may_stand_in_an_unknown_member(
-    client: httpx.Client, organisation: str
-) -> None:
+def test_a_number_too_large_for_a_float_may_stand_in_an_unknown_member(client: httpx.Client, organisation: str) -> None:
     body = httpx.Request("POST", "http://x", json=payload(organisation)).content
     assert_accepted(client.post("/api/appointments", content=b'{"x": 1e400, ' + body[1:]))
 
@@ -194,9 +173,7 @@ def test_of_a_member_given_twice_the_last_counts(client: httpx.Client, organisat
 
 
 @pytest.mark.parametrize("value", [5, 1.5, True, [], {}, None, "", " ", "\u3000\n", "a" * 256, "a\0", "\0"])
-def test_an_id_must_be_a_string_of_1_to_255_characters(
-    client: httpx.Client, organisation: str, value: Any
-) -> None:
+def test_an_id_must_be_a_string_of_1_to_255_characters(client: httpx.Client, organisation: str, value: Any) -> None:
     problem = assert_problem(post(client, organisation, id=value), 400, "INVALID_REQUEST", ["id"])
     assert "1 to 255 characters" in problem["errors"][0]["detail"]
     assert listed(client, organisation) == []
@@ -219,9 +196,7 @@ def test_lengths_are_code_points_after_trimming(client: httpx.Client, organisati
 def test_an_unreadable_instant_is_an_error_of_its_field(
     client: httpx.Client, organisation: str, field: str, value: Any
 ) -> None:
-    problem = assert_problem(
-        post(client, organisation, **{field: value}), 400, "INVALID_DATE_FORMAT", [field]
-    )
+    problem = assert_problem(post(client, organisation, **{field: value}), 400, "INVALID_DATE_FORMAT", [field])
     assert "YYYY-MM-DD" in problem["errors"][0]["detail"]
 
 
@@ -264,9 +239,7 @@ def test_created_at_must_not_be_after_updated_at(client: httpx.Client, organisat
     assert_accepted(post(client, organisation, createdAt="2020-09-28 14:23:12"))
 
 
-def test_metadata_are_compared_with_neither_the_interval_nor_the_clock(
-    client: httpx.Client, organisation: str
-) -> None:
+def test_metadata_are_compared_with_neither_the_interval_nor_the_clock(client: httpx.Client, organisation: str) -> None:
     assert_accepted(post(client, organisation, createdAt="9999-12-31", updatedAt="9999-12-31"))
     past = {"id": "a-2", "start": "0001-01-01", "end": "0001-01-02", "createdAt": "0001-01-01"}
     assert_accepted(post(client, organisation, **past))

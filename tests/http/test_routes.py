@@ -81,9 +81,7 @@ def test_each_request_is_logged_with_what_it_was(service: ServiceProcess, organi
     assert event["ms"] > 0
 
 
-def test_metrics_count_requests_verdicts_statements_and_the_pool(
-    client: httpx.Client, organisation: str
-) -> None:
+def test_metrics_count_requests_verdicts_statements_and_the_pool(client: httpx.Client, organisation: str) -> None:
     before = figures(client)
     post(client, organisation)
     post(client, organisation)

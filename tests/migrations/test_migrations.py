@@ -1,5 +1,8 @@
 """Migrations up, down and up again, with rows in the tables, and beside each other."""
 
+import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,9 +11,10 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from service import schema
+from service import ROOT, schema
 from service.settings import StartError
 from tests.databases import new_database, query
+from tests.processes import clean_environment
 
 CATALOGUE = """
 select 'column', table_name || '.' || column_name, data_type || coalesce(column_default, '') || is_nullable
@@ -92,9 +96,7 @@ def test_a_database_that_is_not_there_is_one_line(empty_url: str) -> None:
 
 def test_a_database_in_another_encoding_is_refused(server_url: str) -> None:
     with psycopg.connect(server_url, autocommit=True) as session:
-        session.execute(
-            "create database appointments_test_latin1 template template0 encoding latin1 locale 'C'"
-        )
+        session.execute("create database appointments_test_latin1 template template0 encoding latin1 locale 'C'")
         try:
             with pytest.raises(StartError, match="LATIN1"):
                 schema.migrate(urlsplit(server_url)._replace(path="/appointments_test_latin1").geturl())
@@ -102,13 +104,20 @@ def test_a_database_in_another_encoding_is_refused(server_url: str) -> None:
             session.execute("drop database appointments_test_latin1 with (force)")
 
 
-def test_a_new_pair_of_files_follows_the_last(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(schema, "MIGRATIONS", tmp_path)
-    migration, reverse = schema.create("add-colour")
-    number = len(schema.KNOWN) + 1
-    assert migration.name == f"{number:04}.add-colour.sql"
-    assert reverse.name == f"{number:04}.add-colour.rollback.sql"
+def test_a_new_pair_of_files_follows_the_last(tmp_path: Path) -> None:
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    shutil.copytree(schema.MIGRATIONS, tmp_path / "migrations")
+    for name in ("Makefile", "requirements.lock"):
+        shutil.copy2(ROOT / name, tmp_path)
+    make = ["make", "migration", "NAME=add colour"]
+    done = subprocess.run(make, cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    migration, reverse = (tmp_path / line for line in done.stdout.splitlines())
+    assert migration.name.endswith("-add-colour.sql")
+    assert reverse.name == f"{migration.stem}.rollback.sql"
     assert f"-- depends: {schema.KNOWN[-1]}\n" in migration.read_text()
+    assert sorted([schema.KNOWN[-1], migration.stem])[-1] == migration.stem
+    assert reverse.read_text() == ""
 
 
 def test_every_migration_has_its_rollback() -> None:

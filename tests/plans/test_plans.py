@@ -43,9 +43,7 @@ def session(server_url: str, template: str) -> Iterator[psycopg.Connection[Any]]
         yield connection
 
 
-def plan(
-    session: psycopg.Connection[Any], statement: Statement, *arguments: str | None
-) -> list[dict[str, Any]]:
+def plan(session: psycopg.Connection[Any], statement: Statement, *arguments: str | None) -> list[dict[str, Any]]:
     """All nodes of the plan as it ran; the rows that it wrote are undone."""
     values = ", ".join("null" if argument is None else f"'{argument}'" for argument in arguments)
     with session.transaction(force_rollback=True):

@@ -49,9 +49,7 @@ async def test_of_200_overlapping_exactly_one_wins(
     assert_invariants(database_url)
 
 
-async def test_each_of_40_slots_gets_exactly_one_of_5(
-    processes: list[ServiceProcess], database_url: str
-) -> None:
+async def test_each_of_40_slots_gets_exactly_one_of_5(processes: list[ServiceProcess], database_url: str) -> None:
     days = [f"2020-10-{day:02}" for day in range(1, 21)]
     slots = [{"start": f"{day} {hour}:00", "end": f"{day} {hour}:59"} for day in days for hour in (10, 11)]
     bodies = [payload("o", id=f"{slot['start']}, {number}", **slot) for number in range(5) for slot in slots]
@@ -64,9 +62,7 @@ async def test_each_of_40_slots_gets_exactly_one_of_5(
 async def test_of_200_updates_of_one_appointment_the_latest_remains(
     processes: list[ServiceProcess], database_url: str
 ) -> None:
-    bodies = [
-        payload("o", updatedAt=f"2020-10-01 10:{number // 60:02}:{number % 60:02}") for number in range(100)
-    ]
+    bodies = [payload("o", updatedAt=f"2020-10-01 10:{number // 60:02}:{number % 60:02}") for number in range(100)]
     responses = await storm(processes, bodies + bodies)
     answers = Counter(response.text for response in responses)
     assert set(answers) <= {'{"status":"ok"}', '{"status":"ignored-stale"}'}
@@ -78,9 +74,7 @@ async def test_of_200_updates_of_one_appointment_the_latest_remains(
     assert_invariants(database_url)
 
 
-async def test_organisations_do_not_disturb_each_other(
-    processes: list[ServiceProcess], database_url: str
-) -> None:
+async def test_organisations_do_not_disturb_each_other(processes: list[ServiceProcess], database_url: str) -> None:
     bodies = [payload(f"o-{number}") for number in range(200)]
     assert {response.status_code for response in await storm(processes, bodies)} == {200}
     assert query(database_url, "select count(*) from appointments") == [(200,)]

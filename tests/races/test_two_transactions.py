@@ -48,9 +48,7 @@ class Rival:
         row = appointment(external_id, start, updated)
         text = UPSERT_APPOINTMENT.text
         if not lock:
-            text = text.replace(
-                "pg_try_advisory_xact_lock(hashtextextended($1::text, 0))", "$1::text is not null"
-            )
+            text = text.replace("pg_try_advisory_xact_lock(hashtextextended($1::text, 0))", "$1::text is not null")
             assert "advisory" not in text.split("with locked")[1]
         arguments = (row.org_id, row.id, row.start, row.end, row.created_at, row.updated_at)
         result = await self.connection.fetchrow(text, *arguments)

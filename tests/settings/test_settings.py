@@ -21,9 +21,7 @@ def test_without_any_the_defaults_count(tmp_path: Path) -> None:
 def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
     file = "PORT=4000\nexport HOST='0.0.0.0' # all\nDATABASE_URL=\"postgres://u:p#$x@h/d\"\n"
     settings = read(tmp_path, {"PORT": " 5000 ", "LOG_LEVEL": "WARNING"}, file)
-    assert settings == Settings(
-        port=5000, host="0.0.0.0", log_level="warning", database_url="postgres://u:p#$x@h/d"
-    )
+    assert settings == Settings(port=5000, host="0.0.0.0", log_level="warning", database_url="postgres://u:p#$x@h/d")
 
 
 @pytest.mark.parametrize(

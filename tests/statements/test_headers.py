@@ -15,9 +15,7 @@ ALL = [value for value in vars(statements).values() if isinstance(value, Stateme
 
 
 def test_every_file_is_a_statement_under_its_own_name() -> None:
-    assert sorted(statement.name for statement in ALL) == sorted(
-        path.stem for path in (ROOT / "sql").iterdir()
-    )
+    assert sorted(statement.name for statement in ALL) == sorted(path.stem for path in (ROOT / "sql").iterdir())
     for name, value in vars(statements).items():
         if isinstance(value, Statement):
             assert name == value.name.upper()

@@ -44,18 +44,21 @@ async def test_a_version_row_holds_all_of_the_appointment(database: Database, da
     for version in range(3):
         await upsert(database, "a", version, version + 1, updated=version)
         await upsert(database, "b", version + 10, version + 11, updated=version)
-    columns = (
-        "org_id, external_id, version, during, payload_created_at, payload_updated_at, cancelled, received_at"
-    )
+    columns = "org_id, external_id, version, during, payload_created_at, payload_updated_at, cancelled, received_at"
     current = query(database_url, f"select id, {columns} from appointments order by external_id")
     last = query(
         database_url,
         f"select appointment_id, {columns} from appointment_versions where version = 3 order by external_id",
     )
     assert current == last
-    assert query(
-        database_url, "select external_id, version from appointment_versions order by sequence_number"
-    ) == [("a", 1), ("b", 1), ("a", 2), ("b", 2), ("a", 3), ("b", 3)]
+    assert query(database_url, "select external_id, version from appointment_versions order by sequence_number") == [
+        ("a", 1),
+        ("b", 1),
+        ("a", 2),
+        ("b", 2),
+        ("a", 3),
+        ("b", 3),
+    ]
     assert_invariants(database_url)
 
 
@@ -84,15 +87,11 @@ async def test_a_later_update_brings_a_cancelled_row_back(database: Database, da
     assert query(database_url, "select cancelled from appointments") == [(False,), (False,)]
 
 
-async def test_received_at_increases_even_if_the_clock_goes_back(
-    database: Database, database_url: str
-) -> None:
+async def test_received_at_increases_even_if_the_clock_goes_back(database: Database, database_url: str) -> None:
     await upsert(database, "a", 10, 11)
     query(database_url, "update appointments set received_at = '2999-01-01'")
     await upsert(database, "a", 10, 11, updated=1)
-    assert query(database_url, "select received_at::text from appointments") == [
-        ("2999-01-01 00:00:00.000001+00",)
-    ]
+    assert query(database_url, "select received_at::text from appointments") == [("2999-01-01 00:00:00.000001+00",)]
 
 
 async def test_a_held_lock_makes_busy_and_writes_nothing(database: Database, database_url: str) -> None:
@@ -105,12 +104,9 @@ async def test_a_held_lock_makes_busy_and_writes_nothing(database: Database, dat
 
 
 @pytest.mark.parametrize(
-    "during",
-    ["empty", "[2020-01-01,2020-01-01]", "(2020-01-01,2020-01-02)", "[2020-01-01,)", "(,2020-01-01)", "(,)"],
+    "during", ["empty", "[2020-01-01,2020-01-01]", "(2020-01-01,2020-01-02)", "[2020-01-01,)", "(,2020-01-01)", "(,)"]
 )
-async def test_the_schema_refuses_any_interval_but_start_to_before_end(
-    database_url: str, during: str
-) -> None:
+async def test_the_schema_refuses_any_interval_but_start_to_before_end(database_url: str, during: str) -> None:
     connection = await asyncpg.connect(database_url)
     try:
         with pytest.raises(asyncpg.CheckViolationError):

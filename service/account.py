@@ -1,0 +1,43 @@
+"""The account that the embedded PostgreSQL runs as where we are root, which it refuses to run as."""
+
+import os
+import pwd
+import stat
+import subprocess
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+NAME = "embedded_postgres"
+Account = pwd.struct_passwd | None  # None: we are not root, and it runs as ourselves
+
+
+def unprivileged_account() -> Account:
+    if os.geteuid() != 0:
+        return None
+    with suppress(KeyError):
+        return pwd.getpwnam(NAME)
+    subprocess.run(["useradd", "--system", NAME], check=True)
+    return pwd.getpwnam(NAME)
+
+
+def switch_to(account: Account) -> dict[str, Any]:
+    """Arguments for a subprocess."""
+    return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []} if account else {}
+
+
+def own(path: Path, account: Account) -> Path:
+    if account:
+        os.chown(path, account.pw_uid, account.pw_gid)
+    return path
+
+
+def make_reachable(account: Account, paths: Iterable[Path]) -> None:
+    """Lets the account read the paths and what is in them, and pass through the folders above."""
+    for path in paths if account else ():
+        for above in path.parents:
+            above.chmod(above.stat().st_mode | stat.S_IXOTH)
+        for inside in (path, *path.rglob("*")):
+            executable = stat.S_IXOTH if inside.stat().st_mode & stat.S_IXUSR else 0
+            inside.chmod(inside.stat().st_mode | stat.S_IROTH | executable)
