@@ -32,10 +32,14 @@ class ServiceProcess:
                 stdout=log,
                 stderr=log,
             )
-        started = self.wait_for_event("started")
-        self.url: str = started["api"].removesuffix("/api/appointments")
-        self.client = httpx.Client(base_url=self.url, timeout=30)
-        self.wait_until_live()
+        try:
+            started = self.wait_for_event("started")
+            self.url: str = started["api"].removesuffix("/api/appointments")
+            self.client = httpx.Client(base_url=self.url, timeout=30)
+            self.wait_until_live()
+        except BaseException:
+            self.process.kill()
+            raise
 
     def wait_until_live(self) -> None:
         deadline = time.monotonic() + START_SECONDS_MAX

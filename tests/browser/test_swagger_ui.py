@@ -3,12 +3,13 @@
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Browser, Request, expect, sync_playwright
 
-from tests.processes import ServiceProcess
+from tests.processes import ServiceProcess, running_service
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -27,7 +28,16 @@ def browser() -> Iterator[Browser]:
         launched.close()
 
 
-def test_post_can_be_tried_out_and_nothing_comes_from_elsewhere(browser: Browser, service: ServiceProcess) -> None:
+@pytest.fixture
+def empty_service(database_url: str, tmp_path: Path) -> Iterator[ServiceProcess]:
+    """One that has never seen the example."""
+    with running_service(tmp_path, DATABASE_URL=database_url) as process:
+        yield process
+
+
+def test_post_can_be_tried_out_and_nothing_comes_from_elsewhere(
+    browser: Browser, empty_service: ServiceProcess
+) -> None:
     page = browser.new_page()
     hosts: set[str] = set()
     failures: list[str] = []
@@ -38,7 +48,7 @@ def test_post_can_be_tried_out_and_nothing_comes_from_elsewhere(browser: Browser
 
     page.on("request", note_host)
     page.on("pageerror", lambda error: failures.append(str(error)))
-    page.goto(f"{service.url}/api/docs")
+    page.goto(f"{empty_service.url}/api/docs")
     operation = page.locator("#operations-default-putAppointment")
     operation.click()
     operation.get_by_role("button", name="Try it out").click()
@@ -48,4 +58,4 @@ def test_post_can_be_tried_out_and_nothing_comes_from_elsewhere(browser: Browser
     expect(answer.locator(".response-col_status")).to_contain_text("200")
     expect(body).to_contain_text('"status": "ok"')
     assert failures == []
-    assert hosts == {urlsplit(service.url).netloc}
+    assert hosts == {urlsplit(empty_service.url).netloc}

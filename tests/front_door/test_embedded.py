@@ -20,13 +20,14 @@ from tests.processes import ServiceProcess, clean_environment, running_service
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Iterator[Path]:
-    """A copy of what `serve` needs, 150 characters deep; a server still running there is killed."""
+    """A copy of what `serve` needs, 150 characters deep; whatever still runs there is killed."""
     folder = tmp_path / "deep".ljust(max(1, 150 - len(str(tmp_path)) - 1), "-")
     for part in ("service", "sql", "migrations"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     assert len(str(folder)) >= 150
     yield folder
-    for process in postmasters(folder):
+    services = [process for process in psutil.process_iter(["cwd"]) if process.info["cwd"] == str(folder)]
+    for process in services + postmasters(folder):
         process.kill()
 
 

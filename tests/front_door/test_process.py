@@ -111,8 +111,10 @@ def test_a_busy_organisation_leaves_room_for_others_and_says_when_it_is_full(dat
             assert response.headers["retry-after"] == "1"
         for request in in_flight:
             request.join()
-        codes = sorted(request.response.status_code for request in in_flight if request.response is not None)
-        assert codes == [200, 503, 503, 503, 503, 503]
+        codes = {request.response.status_code for request in in_flight if request.response is not None}
+        assert 200 in codes
+        assert codes <= {200, 503}
+        assert query(database_url, "select org_id, version from appointments order by 1") == [("o", 1), ("other", 1)]
 
 
 def test_lost_connections_are_replaced(database_url: str, tmp_path: Path) -> None:
