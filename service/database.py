@@ -103,7 +103,7 @@ def unavailable(error: Exception) -> bool:
 async def open_database(settings: Settings) -> AsyncIterator[Database]:
     async with asyncpg.create_pool(
         settings.database_url,
-        min_size=settings.pool_connections_max,
+        min_size=1,
         max_size=settings.pool_connections_max,
         max_inactive_connection_lifetime=0,
         max_cached_statement_lifetime=0,

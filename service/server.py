@@ -5,6 +5,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import ceil
+from types import FrameType
 
 import msgspec
 import uvicorn
@@ -32,10 +33,18 @@ def listening(settings: Settings) -> Iterator[socket.socket]:
         yield listener
 
 
+class Server(uvicorn.Server):
+    """Ends in one way only. uvicorn's own skips the lifespan's end at a second Ctrl-C, and raises
+    the signal once more when all is done."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's names
+        self.should_exit = True
+
+
 def serve(settings: Settings, database_url: str, listener: socket.socket) -> None:
     """Serves until SIGINT, or SIGTERM and the drain time; then answers what is in flight."""
     actual = msgspec.structs.replace(settings, database_url=database_url, port=listener.getsockname()[1])
-    server = uvicorn.Server(
+    server = Server(
         uvicorn.Config(
             create_app(actual),
             loop="uvloop",
@@ -51,8 +60,6 @@ def serve(settings: Settings, database_url: str, listener: socket.socket) -> Non
     )
     try:
         server.run(sockets=[listener])
-    except KeyboardInterrupt:  # uvicorn raises the signal once more when it has ended
-        pass
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):  # what follows is the clean-up
             signal.signal(number, signal.SIG_IGN)

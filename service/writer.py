@@ -59,7 +59,8 @@ class Writer:
     async def _turn(self, org_id: str) -> AsyncIterator[None]:
         turn = self._turns.setdefault(org_id, asyncio.Lock())
         try:
-            await asyncio.wait_for(turn.acquire(), self._wait_seconds)
+            async with asyncio.timeout(self._wait_seconds):
+                await turn.acquire()
         except TimeoutError:
             detail = "Too many writes of this organisation are waiting; nothing was written."
             raise ProblemError("OVERLOADED", detail) from None

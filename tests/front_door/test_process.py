@@ -74,6 +74,18 @@ def test_sigterm_turns_readiness_off_answers_what_is_in_flight_and_ends(database
         assert service.events()[-1]["event"] == "stopped"
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_impatience_changes_nothing(database_url: str, tmp_path: Path, number: signal.Signals) -> None:
+    with running_service(tmp_path, DATABASE_URL=database_url, SHUTDOWN_DRAIN_MS="300") as service:
+        for _ in range(5):
+            service.process.send_signal(number)
+            time.sleep(0.05)
+        assert service.process.wait(30) == 0
+        assert service.events()[-1]["event"] == "stopped"
+        assert {event["level"] for event in service.events()} == {"info"}
+        assert "Traceback" not in service.log_file.read_text()
+
+
 def test_the_grace_time_ends_what_does_not_end(database_url: str, tmp_path: Path) -> None:
     settings = {"SHUTDOWN_DRAIN_MS": "0", "SHUTDOWN_GRACE_MS": "1000"}
     with running_service(tmp_path, DATABASE_URL=database_url, **settings) as service:

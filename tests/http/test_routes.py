@@ -99,7 +99,8 @@ def test_metrics_count_requests_verdicts_statements_and_the_pool(client: httpx.C
     for verdict in ("ok", "stale", "conflict"):
         assert grown(f"appointment_verdicts_total {verdict}") == 1
     assert grown("database_statement_duration_seconds_count upsert_appointment") == 3
-    assert after["database_pool_connections idle"] + after["database_pool_connections busy"] == 10
+    assert after["database_pool_connections busy"] == 0
+    assert 1 <= after["database_pool_connections idle"] <= 10
     assert organisation not in client.get("/metrics").text
 
 
