@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 
 from service import VERSION, docs, handlers
 from service.database import Database, open_database
+from service.linger import Linger
 from service.observe import Observe
 from service.problems import ProblemError, problem_response
 from service.readiness import Shutdown, draining
@@ -54,7 +55,7 @@ def create_app(settings: Settings) -> ASGIApp:
         exception_handlers=dict.fromkeys((ProblemError, HTTPException, Exception), problem_response),
     )
     app.router.redirect_slashes = False
-    return Observe(app, frozenset(route.path for route in ROUTES))
+    return Observe(Linger(app, settings.linger_ms_max), frozenset(route.path for route in ROUTES))
 
 
 def addresses(settings: Settings) -> dict[str, str]:

@@ -26,7 +26,8 @@ async def read_appointment(request: Request, body_bytes_max: int) -> Appointment
     """Raises ProblemError for a body that is too large, no JSON, or no sound appointment."""
     content_type = request.headers.get("content-type")
     if content_type is not None and not MEDIA_TYPE.fullmatch(content_type.partition(";")[0].strip()):
-        raise ProblemError("UNSUPPORTED_MEDIA_TYPE", "Expected a Content-Type of application/json.")
+        detail = "Expected a Content-Type of application/json or application/*+json."
+        raise ProblemError("UNSUPPORTED_MEDIA_TYPE", detail)
     return decode_appointment(await read_body(request, body_bytes_max))
 
 
@@ -72,6 +73,8 @@ def decode_appointment(body: bytes) -> Appointment:
 
 def decode_object(body: bytes) -> Any:
     """The members as a RawPayload. msgspec does not look at the encoding of members it skips."""
+    if not body:
+        raise ProblemError("INVALID_JSON", "The body is empty; expected a JSON object.")
     decoder = OBJECT if body.lstrip(b" \t\r\n").startswith(b"{") else ANY_JSON
     try:
         body.decode()

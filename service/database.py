@@ -18,8 +18,9 @@ from service.statements import Statement
 log = structlog.get_logger()
 
 # SQLSTATE classes that say "not now" and nothing of the request: connection, read only, rollback,
-# resources, lock not available, operator intervention (timeouts too), system.
-UNAVAILABLE = ("08", "25006", "40", "53", "55P03", "57", "58")
+# no table (the migrations were taken back), resources, lock not available, operator intervention
+# (timeouts too), system.
+UNAVAILABLE = ("08", "25006", "40", "42P01", "53", "55P03", "57", "58")
 EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # of PostgreSQL's timestamptz
 MICROSECOND = timedelta(microseconds=1)
 

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import asyncpg
 import psycopg
 import yoyo
 
@@ -64,8 +63,5 @@ def check_server(session: psycopg.Connection[Any]) -> None:
 
 async def pending(database: Database) -> list[str]:
     """The migrations that this program knows and the database lacks."""
-    try:
-        applied = {row["migration_id"] for row in await database.fetch(APPLIED_MIGRATIONS)}
-    except asyncpg.UndefinedTableError:
-        applied = set()
+    applied = {row["migration_id"] for row in await database.fetch(APPLIED_MIGRATIONS)}
     return [name for name in KNOWN if name not in applied]

@@ -11,6 +11,7 @@ import msgspec
 import uvicorn
 
 from service.app import create_app
+from service.protocol import Protocol
 from service.settings import Settings, StartError
 
 
@@ -48,7 +49,7 @@ def serve(settings: Settings, database_url: str, listener: socket.socket) -> Non
         uvicorn.Config(
             create_app(actual),
             loop="uvloop",
-            http="httptools",
+            http=Protocol,
             ws="none",
             lifespan="on",
             log_config=None,

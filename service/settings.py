@@ -27,6 +27,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     port: Annotated[int, Meta(ge=0, le=65_535)] = 3000  # 0: any free one
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     body_bytes_max: Positive = 1_048_576
+    linger_ms_max: NotNegative = 5_000
     pool_connections_max: Positive = 10
     pool_wait_ms_max: Positive = 2_000
     write_wait_ms_max: Positive = 5_000

@@ -14,7 +14,7 @@ import httpx
 import psycopg
 import pytest
 
-from service import VERSION
+from service import VERSION, schema
 from service.statements import LOCK_ORGANISATION
 from tests.databases import query
 from tests.http.requests import assert_accepted, assert_problem, post
@@ -163,6 +163,15 @@ def test_readiness_says_which_migration_is_missing(database_url: str, tmp_path: 
         assert "0001.appointments" in ready["detail"]
         query(database_url, "drop table _yoyo_migration")
         assert_problem(service.client.get("/readyz"), 503, "NOT_READY")
+
+
+def test_without_tables_the_service_is_unavailable_and_not_defective(database_url: str, tmp_path: Path) -> None:
+    with running_service(tmp_path, DATABASE_URL=database_url) as service:
+        assert schema.rollback(database_url) == schema.KNOWN[-1:]
+        assert_problem(service.client.get("/api/appointments"), 503, "DATABASE_UNAVAILABLE")
+        assert_problem(post(service.client, "o"), 503, "DATABASE_UNAVAILABLE")
+        schema.migrate(database_url)
+        assert_accepted(post(service.client, "o"))
 
 
 def test_start_stop_and_slow_statements_are_logged_without_secrets(database_url: str, tmp_path: Path) -> None:

@@ -1,14 +1,16 @@
 """The body of POST: JSON or not, of which type, how large."""
 
 import socket
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
 from tests.http.requests import assert_accepted, assert_problem, listed, payload, post
-from tests.processes import ServiceProcess
+from tests.processes import ServiceProcess, running_service
 
 LIMIT = 1_048_576
 
@@ -138,6 +140,54 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_writes_nothing(
     event = service.wait_for_event("request", request_id=organisation)
     assert (event["status"], event["level"]) == (499, "info")
     assert listed(service.client, organisation) == []
+
+
+@pytest.mark.parametrize("path", ["/api/appointments", "/api/appointments?org=x", "/nothing", "/livez"])
+@pytest.mark.parametrize("chunked", [True, False])
+def test_a_refusal_can_be_read_even_where_the_connection_closes(
+    service: ServiceProcess, path: str, chunked: bool
+) -> None:
+    """All of the body is sent before the answer is read, as http.client does."""
+    body = b" " * 20_000_000
+    framing = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % len(body)
+    with raw_connection(service) as connection:
+        connection.sendall(b"POST %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" % path.encode())
+        connection.sendall(framing + b"\r\n\r\n")
+        connection.sendall(b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body) if chunked else body)
+        answer = b"".join(iter(lambda: connection.recv(65_536), b""))
+    assert answer[9:12] in (b"400", b"404", b"405", b"413")
+    assert answer.endswith(b"}")
+
+
+def test_a_closing_connection_does_not_linger_for_ever(database_url: str, tmp_path: Path) -> None:
+    with running_service(tmp_path, DATABASE_URL=database_url, LINGER_MS_MAX="100") as service:
+        with raw_connection(service) as connection:
+            connection.sendall(b"POST /nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\n")
+            connection.sendall(b"Content-Length: 1000\r\n\r\nand no more")
+            answer = b"".join(iter(lambda: connection.recv(65_536), b""))
+        assert answer.startswith(b"HTTP/1.1 404 ")
+
+
+@pytest.mark.parametrize("offer", [b"h2c", b"websocket", b"foo"])
+@pytest.mark.parametrize("pieces", [1, 2, 60])
+def test_an_offer_to_upgrade_is_ignored(service: ServiceProcess, organisation: str, offer: bytes, pieces: int) -> None:
+    """However the request is cut, with its body and with what is pipelined behind it."""
+    body = sound(organisation)
+    head = b"POST /api/appointments HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+    settings = b"Upgrade: %s\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n" % offer
+    first = head + settings + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    last = b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    request = first + first + last
+    with raw_connection(service) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for start in range(0, len(request), -(-len(request) // pieces)):
+            connection.sendall(request[start : start + -(-len(request) // pieces)])
+            time.sleep(0.001)
+        answers = b"".join(iter(lambda: connection.recv(65_536), b""))
+    assert answers.count(b"HTTP/1.1 200 OK") == 3
+    assert answers.count(b'{"status":"ok"}') == 2
+    assert answers.count(b'{"status":"ignored-stale"}') == 1
+    assert listed(service.client, organisation)[0]["version"] == 1
 
 
 def raw_connection(service: ServiceProcess) -> socket.socket:

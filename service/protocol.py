@@ -1,0 +1,32 @@
+"""uvicorn's HTTP protocol, made to ignore `Upgrade`."""
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+
+class Protocol(HttpToolsProtocol):
+    """A server may ignore `Upgrade` (RFC 9110, section 7.8), and clients in Java or curl --http2 offer
+    one with every first request. httptools takes all that follows such a head for another protocol,
+    and the body would be lost; so the head is parsed again without the offer.
+    """
+
+    def _should_upgrade(self) -> bool:
+        return self._get_upgrade() is not None  # makes uvicorn hold the request back
+
+    def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            if self._should_upgrade():
+                head = self._head_without_upgrade()
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+                self.data_received(head + data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+
+    def _head_without_upgrade(self) -> bytes:
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        headers = [b"%s: %s\r\n" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"%s %s HTTP/%s\r\n%s\r\n" % (method, self.url, version, b"".join(headers))
