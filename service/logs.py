@@ -15,7 +15,7 @@ def configure(level: str) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     last: list[Processor] = (
-        [structlog.dev.ConsoleRenderer()]
+        [structlog.dev.ConsoleRenderer(repr_native_str=True)]  # lest a name command the terminal
         if sys.stdout.isatty()
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=to_json)]
     )
