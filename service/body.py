@@ -7,7 +7,7 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 from starlette.requests import Request
 
-from service.fields import KINDS, READ_ERRORS, Faults
+from service.fields import FIELD_KINDS, READ_ERRORS, Faults
 from service.messages import Appointment, AppointmentPayload
 from service.problems import ProblemError
 
@@ -54,7 +54,7 @@ def decode_appointment(body: bytes) -> Appointment:
     values: dict[str, Any] = {}
     faults = Faults()
     for field in PAYLOAD_FIELDS:
-        kind, member = KINDS[field.type], getattr(raw, field.encode_name)
+        kind, member = FIELD_KINDS[field.type], getattr(raw, field.encode_name)
         if member is UNSET and field.required:
             faults.add(field.encode_name, f"Missing. Expected {kind.expected}.", kind.code)
             continue

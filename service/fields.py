@@ -17,7 +17,7 @@ from service.messages import (
 from service.problems import Code, FieldError, ProblemError
 
 
-class Kind(NamedTuple):
+class FieldKind(NamedTuple):
     """`parse` takes what `json` decodes, or the text of a parameter; both raise a READ_ERROR."""
 
     json: msgspec.json.Decoder[Any]
@@ -37,20 +37,20 @@ def parse_organisation(text: str | None) -> str:
     return msgspec.convert((text or "").strip(), TrimmedOrganisationId) or DEFAULT_ORGANISATION
 
 
-KINDS: Mapping[Any, Kind] = {
-    ExternalId: Kind(
+FIELD_KINDS: Mapping[Any, FieldKind] = {
+    ExternalId: FieldKind(
         msgspec.json.Decoder(str),
         parse_external_id,
         f"a string of 1 to {CHARACTERS_MAX} characters, not blank, without U+0000",
         "INVALID_REQUEST",
     ),
-    OrganisationId: Kind(
+    OrganisationId: FieldKind(
         msgspec.json.Decoder(str | None),
         parse_organisation,
         f"a string of up to {CHARACTERS_MAX} characters, not counting white space around it, without U+0000",
         "INVALID_REQUEST",
     ),
-    Instant: Kind(
+    Instant: FieldKind(
         msgspec.json.Decoder(str),
         parse_instant,
         f"an instant that exists, as a string: {EXPECTED}",

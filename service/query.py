@@ -6,7 +6,7 @@ from urllib.parse import unquote_to_bytes
 
 from starlette.requests import Request
 
-from service.fields import KINDS, READ_ERRORS, Faults
+from service.fields import FIELD_KINDS, READ_ERRORS, Faults
 from service.messages import Instant
 
 LENGTH_OF_DAY_AND_GAP = len("2020-10-10T")
@@ -49,7 +49,7 @@ def decode(raw: bytes) -> str | None:
 
 
 def read_parameter(name: str, text: str | None, annotation: Any, faults: Faults) -> Any:
-    kind = KINDS[annotation]
+    kind = FIELD_KINDS[annotation]
     try:
         return kind.parse(text) if text else None
     except READ_ERRORS:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from service.body import decode_appointment
-from service.fields import KINDS, READ_ERRORS
+from service.fields import FIELD_KINDS, READ_ERRORS
 from service.messages import AppointmentPayload, ExternalId, Instant
 from service.problems import ProblemError
 
@@ -20,7 +20,7 @@ INSTANT = Draft202012Validator(msgspec.json.schema(Instant))
 @given(st.text(st.characters(codec="utf-8") | st.sampled_from("\0 \t\n\u2003"), max_size=260))
 def test_the_schema_of_an_id_takes_what_the_service_takes(text: str) -> None:
     try:
-        assert KINDS[ExternalId].parse(text) == text
+        assert FIELD_KINDS[ExternalId].parse(text) == text
         taken = True
     except READ_ERRORS:
         taken = False
@@ -37,7 +37,7 @@ def test_the_schema_of_an_id_takes_what_the_service_takes(text: str) -> None:
 )
 def test_the_schema_of_an_instant_takes_all_that_the_service_takes(text: str) -> None:
     try:
-        KINDS[Instant].parse(text)
+        FIELD_KINDS[Instant].parse(text)
     except ValueError:
         return
     assert INSTANT.is_valid(text)
