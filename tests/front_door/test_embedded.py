@@ -99,8 +99,10 @@ def test_the_database_that_was_killed_too_recovers(checkout: Path) -> None:
     # Its number may have gone to another process by the time of the next start.
     pid_file = checkout / ".data" / "postgres" / "postmaster.pid"
     pid_file.write_text(pid_file.read_text().replace(str(postmaster.pid), str(os.getpid()), 1))
+    sockets = pid_file.read_text().splitlines()[4]
     again = serve(checkout)
     assert len(listed(again.client, "o")) == 1
+    assert not Path(sockets).exists()
     assert again.stop() == 0
 
 
