@@ -41,7 +41,7 @@ coverage: $(VENV)/development ## Run the tests and show the lines they do not re
 	@$(RUN) -m coverage report
 
 load: $(VENV)/development ## Try a running service: make load N=100 CONCURRENCY=10
-	@$(RUN) bench/load.py --requests $(or $(N),100) --concurrency $(or $(CONCURRENCY),10)
+	@$(RUN) bench/load.py --url http://127.0.0.1:$(or $(PORT),3000) --requests $(or $(N),100) --concurrency $(or $(CONCURRENCY),10)
 
 lint: $(VENV)/development ## Check style and format
 	@$(RUN) -m ruff check

@@ -14,7 +14,7 @@ import sys
 import time
 from collections import Counter
 from itertools import pairwise
-from statistics import quantiles
+from math import ceil
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -78,10 +78,9 @@ def report(answers: list[Answer], seconds: float) -> None:
     print(f"\n{'status':>6}  {'verdict':<24} {'request':<14} {'count':>7}")
     for (status, verdict, kind), count in sorted(Counter((a.status, a.verdict, a.kind) for a in answers).items()):
         print(f"{status:>6}  {verdict:<24} {kind:<14} {count:>7}")
-    percentiles = quantiles([answer.ms for answer in answers], n=100, method="inclusive")
-    figures = "   ".join(f"p{n} {percentiles[n - 1]:.1f}" for n in (50, 90, 99))
-    slowest = max(answer.ms for answer in answers)
-    print(f"\nlatency in ms: {figures}   max {slowest:.1f}")
+    ordered = sorted(answer.ms for answer in answers)
+    figures = "   ".join(f"p{n} {ordered[ceil(len(ordered) * n / 100) - 1]:.1f}" for n in (50, 90, 99))
+    print(f"\nlatency in ms: {figures}   max {ordered[-1]:.1f}")
     print(f"{len(answers) / seconds:.0f} requests a second\n")
 
 

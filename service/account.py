@@ -9,6 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from service.settings import StartError
+
 NAME = "embedded_postgres"
 Account = pwd.struct_passwd | None  # None: we are not root, and it runs as ourselves
 
@@ -18,7 +20,10 @@ def unprivileged_account() -> Account:
         return None
     with suppress(KeyError):
         return pwd.getpwnam(NAME)
-    subprocess.run(["useradd", "--system", NAME], check=True)
+    try:
+        subprocess.run(["useradd", "--system", NAME], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise StartError(f"PostgreSQL cannot run as root, and creating the user {NAME} failed.") from error
     return pwd.getpwnam(NAME)
 
 
@@ -37,7 +42,12 @@ def make_reachable(account: Account, paths: Iterable[Path]) -> None:
     """Lets the account read the paths and what is in them, and pass through the folders above."""
     for path in paths if account else ():
         for above in path.parents:
-            above.chmod(above.stat().st_mode | stat.S_IXOTH)
+            allow(above, stat.S_IXOTH)
         for inside in (path, *path.rglob("*")):
             executable = stat.S_IXOTH if inside.stat().st_mode & stat.S_IXUSR else 0
-            inside.chmod(inside.stat().st_mode | stat.S_IROTH | executable)
+            allow(inside, stat.S_IROTH | executable)
+
+
+def allow(path: Path, mode: int) -> None:
+    if path.stat().st_mode & mode != mode:
+        path.chmod(path.stat().st_mode | mode)

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TypedDict
 
+import msgspec
 import structlog
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -13,6 +14,7 @@ from starlette.types import ASGIApp
 from service import VERSION, docs, handlers
 from service.database import Database, open_database
 from service.linger import Linger
+from service.metrics import watch_pool
 from service.observe import Observe
 from service.problems import ProblemError, problem_response
 from service.readiness import Shutdown, draining
@@ -35,6 +37,7 @@ class State(TypedDict):
 
     settings: Settings
     database: Database
+    probe_database: Database
     writer: Writer
     shutdown: Shutdown
 
@@ -43,10 +46,19 @@ def create_app(settings: Settings) -> ASGIApp:
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[State]:
         shutdown = Shutdown()
-        async with open_database(settings) as database:
+        # The probe has a connection of its own: a busy pool is no reason to be taken out of service.
+        alone = msgspec.structs.replace(settings, pool_connections_max=1)
+        async with open_database(settings) as database, open_database(alone) as probe_database:
+            watch_pool(database.pool)
             with draining(shutdown, settings.shutdown_drain_ms):
                 log.info("started", version=VERSION, **addresses(settings), settings=settings.masked())
-                yield State(settings=settings, database=database, writer=Writer(database, settings), shutdown=shutdown)
+                yield State(
+                    settings=settings,
+                    database=database,
+                    probe_database=probe_database,
+                    writer=Writer(database, settings),
+                    shutdown=shutdown,
+                )
         log.info("stopped")
 
     app = Starlette(

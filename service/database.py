@@ -17,10 +17,10 @@ from service.statements import Statement
 
 log = structlog.get_logger()
 
-# SQLSTATE classes that say "not now" and nothing of the request: connection, read only, rollback,
-# no table (the migrations were taken back), resources, lock not available, operator intervention
-# (timeouts too), system.
-UNAVAILABLE = ("08", "25006", "40", "42P01", "53", "55P03", "57", "58")
+# SQLSTATE classes that say "not now" and nothing of the request: connection, read only, authorization,
+# no database, rollback, no table (the migrations were taken back), resources, lock not available,
+# operator intervention (timeouts too), system.
+UNAVAILABLE = ("08", "25006", "28", "3D000", "40", "42P01", "53", "55P03", "57", "58")
 EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # of PostgreSQL's timestamptz
 MICROSECOND = timedelta(microseconds=1)
 
@@ -62,7 +62,7 @@ class Database:
     """Raises ProblemError, a 503, when the database cannot answer; other errors of it pass."""
 
     def __init__(self, pool: asyncpg.Pool, settings: Settings) -> None:
-        self._pool = pool
+        self.pool = pool
         self._wait_seconds = settings.pool_wait_ms_max / 1e3
         self._slow_seconds = settings.statement_slow_ms / 1e3
 
@@ -73,7 +73,7 @@ class Database:
             try:
                 yield Connection(connection, self._slow_seconds)
             finally:
-                await self._pool.release(connection)
+                await self.pool.release(connection)
         except (OSError, asyncpg.InterfaceError, asyncpg.PostgresError) as error:  # OSError: timeouts too
             if not unavailable(error):
                 raise
@@ -83,8 +83,10 @@ class Database:
 
     async def _acquire(self) -> Any:
         try:
-            return await self._pool.acquire(timeout=self._wait_seconds)
+            return await self.pool.acquire(timeout=self._wait_seconds)
         except TimeoutError:
+            if self.pool.get_size() < self.pool.get_max_size():
+                raise  # a new one was not to be had either
             detail = "No connection to the database came free in time; nothing was written."
             raise ProblemError("OVERLOADED", detail) from None
 
@@ -115,7 +117,6 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
         init=set_instant_codec,
         reset=keep_session,
     ) as pool:
-        metrics.watch_pool(pool)
         yield Database(pool, settings)
 
 

@@ -5,14 +5,18 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from service.openapi import DOCUMENT
 
 PAGE = Path(__file__).with_name("docs.html").read_bytes()
 ASSETS = Path(str(distribution("swagger-ui-py").locate_file("swagger_ui/static")))
-ASSET_NAMES = ("swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png")
+ASSET_TYPES = {
+    "swagger-ui.css": "text/css",
+    "swagger-ui-bundle.js": "text/javascript",
+    "favicon-32x32.png": "image/png",
+}
 
 
 async def page(_: Request) -> Response:
@@ -23,12 +27,15 @@ async def document(_: Request) -> Response:
     return Response(DOCUMENT, media_type="application/json")
 
 
-async def asset(name: str, _: Request) -> Response:
-    return FileResponse(ASSETS / name)
+async def asset(content: bytes, media_type: str, _: Request) -> Response:
+    return Response(content, media_type=media_type)
 
 
 ROUTES = [
     Route("/api/docs", page),
     Route("/api/openapi.json", document),
-    *(Route(f"/api/docs/{name}", partial(asset, name)) for name in ASSET_NAMES),
+    *(
+        Route(f"/api/docs/{name}", partial(asset, (ASSETS / name).read_bytes(), media_type))
+        for name, media_type in ASSET_TYPES.items()
+    ),
 ]

@@ -6,6 +6,7 @@ kill -9 and gives up on a crash recovery that takes longer than ten seconds.
 
 import fcntl
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -31,6 +32,7 @@ START_SECONDS_MAX = 300  # crash recovery of a large database takes its time
 STOP_SECONDS_MAX = 60
 PORT = 5432  # only a part of the socket's name
 SOCKETS = "/tmp/appointments-"
+SOCKET_OPTION = "--unix_socket_directories="
 OPTIONS = ["--listen_addresses=", "--unix_socket_permissions=0700", "--timezone=UTC", "--log_timezone=UTC"]
 
 
@@ -62,7 +64,7 @@ def running(data: Path = DATA) -> Iterator[str]:
         try:
             yield wait_until_ready(data, process).url
         finally:
-            stop(data, process)
+            stop(process)
 
 
 @contextmanager
@@ -100,13 +102,14 @@ def find(data: Path) -> Postmaster | None:
     try:
         lines = file.read_text(encoding="utf-8").splitlines() + [""] * 8
         process = psutil.Process(int(lines[0]))
-        if alive(process) and process.name() == "postgres":
+        # A postmaster works in its data folder: another's, or another program, is not taken for ours.
+        if alive(process) and process.name() == "postgres" and Path(process.cwd()) == file.parent.resolve():
             return Postmaster(process, Path(lines[4]), lines[7].strip() == "ready")
     except (FileNotFoundError, ValueError, psutil.NoSuchProcess):  # no server, or a file not written yet
         return None
+    except psutil.AccessDenied:  # somebody else's process, so not ours
+        pass
     file.unlink()  # it is dead and its number perhaps another's, which PostgreSQL would take for it
-    if lines[4].startswith(SOCKETS):
-        shutil.rmtree(lines[4], ignore_errors=True)
     return None
 
 
@@ -120,7 +123,7 @@ def start(data: Path) -> psutil.Process:
     command = [str(BINARIES / "postgres"), "-D", str(data / "postgres"), "-p", str(PORT), *OPTIONS]
     with log_file(data).open("ab") as log:
         return psutil.Popen(
-            [*command, f"--unix_socket_directories={sockets}"],
+            [*command, f"{SOCKET_OPTION}{sockets}"],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -153,16 +156,25 @@ def wait_until_ready(data: Path, process: psutil.Process) -> Postmaster:
     raise failure(data)
 
 
-def stop(data: Path, process: psutil.Process) -> None:
+def stop(process: psutil.Process) -> None:
     """A fast shutdown. A server that takes too long for it is left alone; the next start adopts it."""
-    server = find(data)
+    sockets = socket_option(process)
     with suppress(psutil.NoSuchProcess):
         process.send_signal(signal.SIGINT)
     deadline = time.monotonic() + STOP_SECONDS_MAX
     while alive(process) and time.monotonic() < deadline:
         time.sleep(0.02)
-    if server and not alive(process):
-        shutil.rmtree(server.socket_directory, ignore_errors=True)
+    if sockets.startswith(SOCKETS) and not alive(process):  # a folder that `start` has made
+        shutil.rmtree(sockets, ignore_errors=True)
+
+
+def socket_option(process: psutil.Process) -> str:
+    """Where the server has its socket, by its command line: its file does not tell from the start."""
+    with suppress(psutil.Error):
+        for argument in process.cmdline():
+            if argument.startswith(SOCKET_OPTION):
+                return argument.removeprefix(SOCKET_OPTION)
+    return ""
 
 
 def alive(process: psutil.Process) -> bool:
@@ -180,5 +192,5 @@ def log_file(data: Path) -> Path:
 
 def failure(data: Path) -> StartError:
     lines = log_file(data).read_text(encoding="utf-8", errors="replace").splitlines()
-    last = next((line for line in reversed(lines) if "FATAL" in line or "error:" in line), "no reason given")
+    last = next((line for line in reversed(lines) if re.search("FATAL|PANIC|error", line)), "no reason given")
     return StartError(f"PostgreSQL did not start: {last} (see {log_file(data)})")

@@ -60,7 +60,7 @@ async def livez(_: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    if reason := await why_not_ready(request.state.database, request.state.shutdown):
+    if reason := await why_not_ready(request.state.probe_database, request.state.shutdown):
         raise ProblemError("NOT_READY", reason)
     return Response(ALIVE, media_type="application/json")
 

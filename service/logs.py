@@ -1,5 +1,6 @@
 """Logs: JSON lines, or readable ones in a terminal. Every line of a request carries its id."""
 
+import io
 import logging
 import sys
 
@@ -9,6 +10,8 @@ from structlog.typing import Processor
 
 
 def configure(level: str) -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names are Unicode, whatever the locale is
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,

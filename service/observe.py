@@ -1,20 +1,23 @@
 """Around every request: its id, its log line, its figures, and the last resort for an exception."""
 
+import asyncio
 import re
 from time import perf_counter
 from uuid import uuid4
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from service.metrics import REQUEST_SECONDS
+from service.problems import ProblemError, problem_response
 
 log = structlog.get_logger()
 
 SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+CUT_SHORT = "The service is shutting down. A write may have happened; sending it again is safe."
 CLIENT_GONE = 499  # as nginx logs it; nobody gets to see it
 
 
@@ -47,6 +50,10 @@ class Observe:
             await self._app(scope, receive, send_with_id)
         except ClientDisconnect:
             status = CLIENT_GONE
+        except asyncio.CancelledError:  # the grace time of a shutdown is over
+            if status == CLIENT_GONE:
+                response = await problem_response(Request(scope), ProblemError("OVERLOADED", CUT_SHORT))
+                await response(scope, receive, send_with_id)
         except Exception:  # Starlette has answered with problem_response and raises it again
             log.exception("request failed")
         finally:

@@ -37,7 +37,7 @@ EXTENSIONS: dict[Code, Json] = {
     "TIME_RANGE_UNAVAILABLE": {"conflict": Conflict("a-9", "2020-10-10T20:00:00.000Z", "2020-10-10T20:25:00.000Z")},
 }
 FIELD_CODES: list[Code] = ["INVALID_REQUEST", "INVALID_DATE_FORMAT"]
-UNAVAILABLE_CODES: list[Code] = ["OVERLOADED", "DATABASE_UNAVAILABLE", "INTERNAL"]
+FAILURE_CODES: list[Code] = ["OVERLOADED", "DATABASE_UNAVAILABLE", "INTERNAL"]
 WRITE_CODES: list[Code] = [
     "INVALID_JSON",
     *FIELD_CODES,
@@ -46,7 +46,7 @@ WRITE_CODES: list[Code] = [
     "TIME_RANGE_UNAVAILABLE",
     "PAYLOAD_TOO_LARGE",
     "UNSUPPORTED_MEDIA_TYPE",
-    *UNAVAILABLE_CODES,
+    *FAILURE_CODES,
 ]
 
 
@@ -64,7 +64,7 @@ def build() -> Json:
         "listAppointments",
         "List the active appointments of an organisation, by start",
         content({"type": "array", "items": ref("ListedAppointment")}, one=[ROW], none=[]),
-        FIELD_CODES + UNAVAILABLE_CODES,
+        FIELD_CODES + FAILURE_CODES,
     )
     listing["parameters"] = [
         parameter("org", OrganisationId, "The organisation; an unknown one has no appointments."),

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 import structlog
+from structlog.contextvars import clear_contextvars
 
 from service import schema
 from service.database import Database
@@ -30,11 +31,16 @@ def draining(shutdown: Shutdown, drain_ms: int) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     stop_accepting = signal.getsignal(signal.SIGTERM)
 
-    def begin(number: int, frame: FrameType | None) -> None:
-        shutdown.begun = True
+    def drain(number: int, frame: FrameType | None) -> None:
+        clear_contextvars()
         log.info("shutdown begun", drain_ms=drain_ms)
         if callable(stop_accepting):
-            loop.call_soon_threadsafe(loop.call_later, drain_ms / 1e3, stop_accepting, number, frame)
+            loop.call_later(drain_ms / 1e3, stop_accepting, number, frame)
+
+    def begin(number: int, frame: FrameType | None) -> None:
+        """Does little: it may have interrupted anything, a log line with its lock included."""
+        shutdown.begun = True
+        loop.call_soon_threadsafe(drain, number, frame)
 
     signal.signal(signal.SIGTERM, begin)
     try:

@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import asyncpg
 import psycopg
 import yoyo
 
 from service import ROOT
 from service.database import Database
+from service.problems import ProblemError
 from service.settings import StartError
 from service.statements import APPLIED_MIGRATIONS
 
@@ -16,6 +18,7 @@ MIGRATIONS = ROOT / "migrations"
 KNOWN = [path.stem for path in sorted(MIGRATIONS.glob("*.sql")) if ".rollback" not in path.name]
 LOCK_KEY = 4_926_180_571  # any number, the same in every process
 SERVER_VERSION_MIN = 15
+CONNECT_SECONDS_MAX = 10
 
 
 def migrate(url: str) -> list[str]:
@@ -41,7 +44,7 @@ def locked(url: str) -> Iterator[tuple[Any, Any]]:
     yoyo's own lock is a row that a killed process leaves behind; under ours such a row is stale.
     """
     try:
-        with psycopg.connect(url, autocommit=True) as session:
+        with psycopg.connect(url, autocommit=True, connect_timeout=CONNECT_SECONDS_MAX) as session:
             check_server(session)
             session.execute("select pg_advisory_lock(%s)", (LOCK_KEY,))
             backend = yoyo.get_backend("postgresql+psycopg" + url[url.index("://") :])
@@ -63,5 +66,10 @@ def check_server(session: psycopg.Connection[Any]) -> None:
 
 async def pending(database: Database) -> list[str]:
     """The migrations that this program knows and the database lacks."""
-    applied = {row["migration_id"] for row in await database.fetch(APPLIED_MIGRATIONS)}
+    try:
+        applied = {row["migration_id"] for row in await database.fetch(APPLIED_MIGRATIONS)}
+    except ProblemError as error:
+        if not isinstance(error.__cause__, asyncpg.UndefinedTableError):
+            raise
+        applied = set()
     return [name for name in KNOWN if name not in applied]

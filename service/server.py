@@ -1,5 +1,6 @@
 """uvicorn, set up for this service."""
 
+import asyncio
 import signal
 import socket
 from collections.abc import Iterator
@@ -7,12 +8,16 @@ from contextlib import contextmanager
 from math import ceil
 from types import FrameType
 
+import asyncpg
 import msgspec
 import uvicorn
 
 from service.app import create_app
+from service.database import open_database
 from service.protocol import Protocol
 from service.settings import Settings, StartError
+
+BACKLOG = 2048  # as uvicorn's
 
 
 @contextmanager
@@ -25,9 +30,11 @@ def listening(settings: Settings) -> Iterator[socket.socket]:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-    except OSError as error:
+        listener.listen(BACKLOG)  # two may bind one port, but only one may listen
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "not the name of a host"
         raise StartError(
-            f"Cannot listen on {settings.host}, port {settings.port}: {error.strerror}. "
+            f"Cannot listen on {settings.host}, port {settings.port}: {reason}. "
             "Stop what is there (another make serve?), or set HOST or PORT."
         ) from error
     with listener:
@@ -42,9 +49,19 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
+async def check_database(settings: Settings) -> None:
+    """Raises StartError if no connection can be opened; within the server that would be a traceback."""
+    try:
+        async with open_database(settings):
+            pass
+    except (OSError, asyncpg.InterfaceError, asyncpg.PostgresError, ValueError) as error:
+        raise StartError(f"The database refuses: {' '.join(str(error).split())}") from error
+
+
 def serve(settings: Settings, database_url: str, listener: socket.socket) -> None:
     """Serves until SIGINT, or SIGTERM and the drain time; then answers what is in flight."""
     actual = msgspec.structs.replace(settings, database_url=database_url, port=listener.getsockname()[1])
+    asyncio.run(check_database(actual))
     server = Server(
         uvicorn.Config(
             create_app(actual),

@@ -5,14 +5,17 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 from dotenv.parser import parse_stream
 from msgspec import Meta, Struct
 
-PASSWORD = re.compile(r"(://[^:@/?]*:).*(?=@)|(password=)[^&]*")
-Positive = Annotated[int, Meta(ge=1)]
-NotNegative = Annotated[int, Meta(ge=0)]
+SCHEMES = ("postgres", "postgresql")
+DATABASE_URL_FORM = "postgresql://user:password@host:5432/database, percent-encoded"
+INTEGER_MAX = 2_147_483_647  # of PostgreSQL's settings
+Positive = Annotated[int, Meta(ge=1, le=INTEGER_MAX)]
+NotNegative = Annotated[int, Meta(ge=0, le=INTEGER_MAX)]
 
 
 class StartError(Exception):
@@ -38,13 +41,32 @@ class Settings(Struct, frozen=True, kw_only=True):
     shutdown_grace_ms: Positive = 10_000
 
     def __post_init__(self) -> None:
-        if self.database_url and not self.database_url.startswith(("postgres://", "postgresql://")):
-            raise ValueError("must start with postgres:// or postgresql:// - at `$.database_url`")
+        if self.database_url and not is_database_url(self.database_url):
+            raise ValueError(f"expected {DATABASE_URL_FORM} - at `$.database_url`")
 
     def masked(self) -> dict[str, str | int]:
         """For a log line: without passwords."""
-        url = PASSWORD.sub(r"\1\2***", self.database_url)
-        return msgspec.structs.asdict(self) | {"database_url": url}
+        return msgspec.structs.asdict(self) | {"database_url": masked_url(self.database_url)}
+
+
+def is_database_url(url: str) -> bool:
+    """Whether both drivers and yoyo can read it, so that none of them quotes it in an error."""
+    try:
+        parts = urlsplit(url)
+        sound = parts.port is None or parts.port > 0
+    except ValueError:
+        return False
+    escapes = re.sub("%[0-9A-Fa-f]{2}", "", url)
+    return sound and parts.scheme in SCHEMES and len(parts.path) > 1 and "%" not in escapes
+
+
+def masked_url(url: str) -> str:
+    parts = urlsplit(url)
+    user, at, place = parts.netloc.rpartition("@")
+    user = user.partition(":")[0] + ":***" if ":" in user else user
+    options = [(name, "***" if "pass" in name else value) for name, value in parse_qsl(parts.query)]
+    query = "&".join(f"{name}={value}" for name, value in options)
+    return parts._replace(netloc=user + at + place, query=query).geturl()
 
 
 def read_settings(environment: Mapping[str, str] = os.environ, file: Path = Path(".env")) -> Settings:
@@ -66,7 +88,7 @@ def read_settings(environment: Mapping[str, str] = os.environ, file: Path = Path
 def read_file(file: Path, names: Mapping[str, str]) -> dict[str, str]:
     """Raises StartError for a line that is no `NAME=value` or whose name is no setting."""
     values = {}
-    with file.open(encoding="utf-8") as stream:
+    with file.open(encoding="utf-8", errors="replace") as stream:
         for binding in parse_stream(stream):
             text = binding.original.string
             line = binding.original.line + text[: len(text) - len(text.lstrip())].count("\n")

@@ -54,6 +54,7 @@ def service(server_url: str, template: str, tmp_path_factory: pytest.TempPathFac
     directory = tmp_path_factory.mktemp("service")
     with new_database(server_url, template) as url, running_service(directory, DATABASE_URL=url) as process:
         yield process
+        assert [event for event in process.events() if event["level"] in ("error", "critical")] == []
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ OK_FIRST = Answer("first", 200, "ok", 1.0)
 OK_SECOND = Answer("overlapping", 200, "ok", 1.0)
 
 
-def load(url: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "bench/load.py", "--url", url, "--requests", "60", "--concurrency", "6"]
+def load(url: str, requests: int = 60) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "bench/load.py", "--url", url, "--requests", str(requests), "--concurrency", "6"]
     return subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=120)
 
 
@@ -27,6 +27,10 @@ def test_the_load_script_finds_the_service_right(service: ServiceProcess) -> Non
     assert "INVALID_METADATA" in done.stdout
     assert "p99" in done.stdout
     assert "60/60" in done.stderr
+
+
+def test_the_load_script_takes_a_single_request(service: ServiceProcess) -> None:
+    assert load(service.url, requests=1).returncode == 0
 
 
 def test_the_load_script_says_if_nothing_answers() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,9 @@ def test_every_path_named_in_the_readme_exists() -> None:
         assert (ROOT / name).exists(), name
 
 
+needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="no curl on this machine")
+
+
 @pytest.fixture
 def answers(service: ServiceProcess, tmp_path: Path) -> list[str]:
     """What each block of curl commands prints, one after another, in organisations of this test."""
@@ -69,6 +73,7 @@ def answers(service: ServiceProcess, tmp_path: Path) -> list[str]:
     return printed
 
 
+@needs_curl
 def test_the_curl_examples_answer_as_shown(answers: list[str]) -> None:
     shown: list[Any] = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", README, re.DOTALL)]
     created, conflict, lists, faults = answers

@@ -3,13 +3,16 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+import httpx
 import psutil
 import pytest
 
@@ -99,10 +102,8 @@ def test_the_database_that_was_killed_too_recovers(checkout: Path) -> None:
     # Its number may have gone to another process by the time of the next start.
     pid_file = checkout / ".data" / "postgres" / "postmaster.pid"
     pid_file.write_text(pid_file.read_text().replace(str(postmaster.pid), str(os.getpid()), 1))
-    sockets = pid_file.read_text().splitlines()[4]
     again = serve(checkout)
     assert len(listed(again.client, "o")) == 1
-    assert not Path(sockets).exists()
     assert again.stop() == 0
 
 
@@ -135,6 +136,58 @@ def test_a_port_in_use_is_one_line_and_starts_nothing(service: ServiceProcess, c
     assert line.startswith(f"error: Cannot listen on 127.0.0.1, port {port}: Address already in use.")
     assert done.stdout == ""
     assert not (checkout / ".data").exists()
+
+
+def test_of_two_started_together_one_says_that_the_port_is_taken(database_url: str, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = str(probe.getsockname()[1])
+    line = [sys.executable, "-m", "service", "serve"]
+    environment = clean_environment(DATABASE_URL=database_url, PORT=port)
+    started = [
+        subprocess.Popen(line, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    deadline = time.monotonic() + 30
+    while all(process.poll() is None for process in started) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    [loser] = [process for process in started if process.poll() is not None]
+    [winner] = [process for process in started if process is not loser]
+    assert "Address already in use" in loser.communicate()[1]
+    assert httpx.get(f"http://127.0.0.1:{port}/livez").status_code == 200
+    winner.send_signal(signal.SIGINT)
+    assert winner.communicate(timeout=30)[1] == ""
+
+
+def test_a_start_that_is_cut_short_removes_what_it_made_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At first the server's file does not name the folder of its socket, which once meant this one."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "precious").touch()
+    with embedded.locked(folder):
+        process = embedded.start(folder)
+        sockets = Path(embedded.socket_option(process))
+        while not (folder / "postgres" / "postmaster.pid").exists():
+            time.sleep(0.001)
+        assert sockets.is_dir()
+        embedded.stop(process)
+    assert (tmp_path / "precious").exists()
+    assert not sockets.exists()
+    shutil.rmtree(folder)
+
+
+def test_another_cluster_is_not_taken_for_ours(checkout: Path, tmp_path: Path) -> None:
+    service = serve(checkout)
+    [postmaster] = postmasters(checkout)
+    other = tmp_path / "other" / "postgres"
+    other.mkdir(parents=True)
+    shutil.copy(checkout / ".data" / "postgres" / "postmaster.pid", other)
+    assert embedded.find(checkout / ".data") is not None
+    assert embedded.find(other.parent) is None
+    assert embedded.alive(postmaster)
+    assert_accepted(post(service.client, "o"))
+    assert service.stop() == 0
 
 
 def test_data_that_postgresql_cannot_use_are_one_line(checkout: Path) -> None:

@@ -95,6 +95,9 @@ def test_the_grace_time_ends_what_does_not_end(database_url: str, tmp_path: Path
             service.process.send_signal(signal.SIGTERM)
             assert service.process.wait(8) == 0
         in_flight.join()
+        assert in_flight.response is not None
+        assert_problem(in_flight.response, 503, "OVERLOADED")
+        assert {event["level"] for event in service.events()} <= {"info", "warning", "error"}
     assert query(database_url, "select * from appointments") == []
 
 
@@ -106,6 +109,7 @@ def test_no_free_connection_is_an_overload(database_url: str, tmp_path: Path) ->
             wait_until_waiting(database_url)
             response = post(service.client, "other")
             assert_problem(response, 503, "OVERLOADED")
+            assert service.client.get("/readyz").status_code == 200
             assert response.headers["retry-after"] == "1"
         in_flight.join()
         assert_accepted(post(service.client, "other"))
@@ -162,7 +166,8 @@ def test_readiness_says_which_migration_is_missing(database_url: str, tmp_path: 
         ready = assert_problem(service.client.get("/readyz"), 503, "NOT_READY")
         assert "0001.appointments" in ready["detail"]
         query(database_url, "drop table _yoyo_migration")
-        assert_problem(service.client.get("/readyz"), 503, "NOT_READY")
+        ready = assert_problem(service.client.get("/readyz"), 503, "NOT_READY")
+        assert "0001.appointments" in ready["detail"]
 
 
 def test_without_tables_the_service_is_unavailable_and_not_defective(database_url: str, tmp_path: Path) -> None:

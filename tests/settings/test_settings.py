@@ -19,9 +19,9 @@ def test_without_any_the_defaults_count(tmp_path: Path) -> None:
 
 
 def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
-    file = "PORT=4000\nexport HOST='0.0.0.0' # all\nDATABASE_URL=\"postgres://u:p#$x@h/d\"\n"
+    file = "PORT=4000\nexport HOST='0.0.0.0' # all\nDATABASE_URL=\"postgres://u:p$x@h/d\"\n"
     settings = read(tmp_path, {"PORT": " 5000 ", "LOG_LEVEL": "WARNING"}, file)
-    assert settings == Settings(port=5000, host="0.0.0.0", log_level="warning", database_url="postgres://u:p#$x@h/d")
+    assert settings == Settings(port=5000, host="0.0.0.0", log_level="warning", database_url="postgres://u:p$x@h/d")
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,10 @@ def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
         ("PORT", "3000.5"),
         ("LOG_LEVEL", "loud"),
         ("DATABASE_URL", "mysql://secret@h/d"),
+        ("DATABASE_URL", "postgres://u:secret@h"),
+        ("DATABASE_URL", "postgres://u:secret%@h/d"),
+        ("DATABASE_URL", "postgres://u:secret@h1:1,h2:2/d"),
+        ("STATEMENT_MS_MAX", "3000000000"),
         ("BODY_BYTES_MAX", "0"),
         ("POOL_CONNECTIONS_MAX", "none"),
         ("SHUTDOWN_GRACE_MS", "1s"),
@@ -61,6 +65,12 @@ def test_a_faulty_line_of_the_file_is_named(tmp_path: Path, file: str, message: 
         read(tmp_path, file=file)
 
 
+def test_a_file_that_is_not_utf8_is_named_too(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(b"PORT=1\nN\xff=2\n")
+    with pytest.raises(StartError, match=r"line 2: N.* is not a setting"):
+        read_settings({}, tmp_path / ".env")
+
+
 def test_settings_cannot_change() -> None:
     with pytest.raises(AttributeError):
         Settings().port = 1  # type: ignore[misc]
@@ -70,7 +80,9 @@ def test_settings_cannot_change() -> None:
     ("url", "masked"),
     [
         ("postgres://u:s3cret@h:1/d?sslmode=require", "postgres://u:***@h:1/d?sslmode=require"),
-        ("postgres://u:s3:c@r/et@h/d", "postgres://u:***@h/d"),
+        ("postgres://u:s3:c@ret@h/d", "postgres://u:***@h/d"),
+        ("postgres://h:1/d?password=x@s3cret", "postgres://h:1/d?password=***"),
+        ("postgres://h/d?passwor%64=s3cret", "postgres://h/d?password=***"),
         ("postgres://h/d?user=u&password=s3cret&x=1", "postgres://h/d?user=u&password=***&x=1"),
         ("postgres://u@h/d", "postgres://u@h/d"),
         ("", ""),
