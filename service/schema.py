@@ -10,13 +10,11 @@ import yoyo
 
 from service import ROOT
 from service.database import Database
-from service.problems import ProblemError
 from service.settings import StartError
-from service.statements import APPLIED_MIGRATIONS
+from service.statements import APPLIED_MIGRATIONS, LOCK_SCHEMA
 
 MIGRATIONS = ROOT / "migrations"
 KNOWN = [path.stem for path in sorted(MIGRATIONS.glob("*.sql")) if ".rollback" not in path.name]
-LOCK_KEY = 4_926_180_571  # any number, the same in every process
 SERVER_VERSION_MIN = 15
 CONNECT_SECONDS_MAX = 10
 
@@ -46,7 +44,7 @@ def locked(url: str) -> Iterator[tuple[Any, Any]]:
     try:
         with psycopg.connect(url, autocommit=True, connect_timeout=CONNECT_SECONDS_MAX) as session:
             check_server(session)
-            session.execute("select pg_advisory_lock(%s)", (LOCK_KEY,))
+            session.execute(LOCK_SCHEMA.text.encode())
             backend = yoyo.get_backend("postgresql+psycopg" + url[url.index("://") :])
             with backend:
                 backend.break_lock()
@@ -57,7 +55,8 @@ def locked(url: str) -> Iterator[tuple[Any, Any]]:
 
 
 def check_server(session: psycopg.Connection[Any]) -> None:
-    version, encoding = (session.info.server_version // 10_000, session.info.parameter_status("server_encoding"))
+    version = session.info.server_version // 10_000
+    encoding = session.info.parameter_status("server_encoding")
     if version < SERVER_VERSION_MIN:
         raise StartError(f"PostgreSQL {version} is too old; {SERVER_VERSION_MIN} or later is needed.")
     if encoding != "UTF8":
@@ -66,10 +65,9 @@ def check_server(session: psycopg.Connection[Any]) -> None:
 
 async def pending(database: Database) -> list[str]:
     """The migrations that this program knows and the database lacks."""
-    try:
-        applied = {row["migration_id"] for row in await database.fetch(APPLIED_MIGRATIONS)}
-    except ProblemError as error:
-        if not isinstance(error.__cause__, asyncpg.UndefinedTableError):
-            raise
-        applied = set()
+    async with database.connection() as connection:
+        try:
+            applied = {row["migration_id"] for row in await connection.fetch(APPLIED_MIGRATIONS)}
+        except asyncpg.UndefinedTableError:  # none was ever applied
+            applied = set()
     return [name for name in KNOWN if name not in applied]

@@ -22,7 +22,7 @@ BACKLOG = 2048  # as uvicorn's
 
 @contextmanager
 def listening(settings: Settings) -> Iterator[socket.socket]:
-    """The bound socket, taken before anything is started. Raises StartError."""
+    """The socket, taken before anything is started: clients wait in its queue. Raises StartError."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
