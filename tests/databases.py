@@ -1,5 +1,6 @@
 """Databases for tests: clones of a migrated template, on the server that the tests were given."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
@@ -38,6 +39,16 @@ def query(url: str, statement: str, *arguments: object) -> list[tuple[object, ..
     with psycopg.connect(url, autocommit=True) as session:
         cursor = session.execute(statement.encode(), arguments or None)
         return cursor.fetchall() if cursor.description else []
+
+
+def wait_until_blocked(url: str) -> None:
+    """Until some session of the database waits for a lock of another."""
+    statement = """select count(*) from pg_stat_activity
+        where datname = current_database() and wait_event_type = 'Lock'"""
+    deadline = time.monotonic() + 30
+    while query(url, statement) == [(0,)]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 VIOLATIONS = {

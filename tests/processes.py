@@ -36,20 +36,10 @@ class ServiceProcess:
             started = self.wait_for_event("started")
             self.url: str = started["api"].removesuffix("/api/appointments")
             self.client = httpx.Client(base_url=self.url, timeout=30)
-            self.wait_until_live()
+            assert self.client.get("/livez").status_code == 200
         except BaseException:
             self.process.kill()
             raise
-
-    def wait_until_live(self) -> None:
-        deadline = time.monotonic() + START_SECONDS_MAX
-        while True:
-            try:
-                assert self.client.get("/livez").status_code == 200
-                return
-            except httpx.ConnectError:
-                assert time.monotonic() < deadline, self.log_file.read_text()
-                time.sleep(0.01)
 
     def events(self) -> list[dict[str, Any]]:
         lines = self.log_file.read_text().splitlines()
@@ -66,6 +56,12 @@ class ServiceProcess:
                 break
             time.sleep(0.01)
         raise AssertionError(f"no log line {name} {members} in:\n{self.log_file.read_text()}")
+
+    def kill(self) -> None:
+        """As kill -9 does: the service has no chance to stop anything."""
+        self.client.close()
+        self.process.kill()
+        self.process.wait()
 
     def stop(self) -> int:
         self.client.close()

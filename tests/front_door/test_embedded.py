@@ -79,9 +79,7 @@ def test_the_database_of_a_killed_service_is_adopted(checkout: Path) -> None:
     service = serve(checkout)
     assert_accepted(post(service.client, "o"))
     [postmaster] = postmasters(checkout)
-    service.process.kill()
-    service.process.wait()
-    service.client.close()
+    service.kill()
     assert postmasters(checkout) == [postmaster]
     again = serve(checkout)
     assert postmasters(checkout) == [postmaster]
@@ -94,9 +92,7 @@ def test_the_database_that_was_killed_too_recovers(checkout: Path) -> None:
     service = serve(checkout)
     assert_accepted(post(service.client, "o"))
     [postmaster] = postmasters(checkout)
-    service.process.kill()
-    service.process.wait()
-    service.client.close()
+    service.kill()
     postmaster.kill()
     wait_until_dead(postmaster)
     # Its number may have gone to another process by the time of the next start.

@@ -13,7 +13,7 @@ from service.messages import Appointment
 from service.settings import Settings
 from service.statements import UPSERT_APPOINTMENT
 from service.writer import Writer
-from tests.databases import assert_invariants, query
+from tests.databases import assert_invariants, query, wait_until_blocked
 
 DAY = datetime(2020, 10, 10, tzinfo=UTC)
 
@@ -66,15 +66,6 @@ async def rival(database_url: str) -> AsyncIterator[Rival]:
     await connection.close()
 
 
-async def until_blocked(database_url: str) -> None:
-    """Until some backend of this database waits for a lock of another."""
-    statement = """select count(*) from pg_stat_activity
-        where datname = current_database() and wait_event_type = 'Lock'"""
-    async with asyncio.timeout(30):
-        while await asyncio.to_thread(query, database_url, statement) == [(0,)]:
-            await asyncio.sleep(0.01)
-
-
 @pytest.mark.parametrize("lock", [True, False])
 @pytest.mark.parametrize("end", ["commit", "rollback"])
 async def test_overlap_the_second_waits_for_the_first(
@@ -82,7 +73,7 @@ async def test_overlap_the_second_waits_for_the_first(
 ) -> None:
     assert await rival.write("a", 10, lock=lock) == "ok"
     second = asyncio.create_task(writer.write(appointment("b", 10.5)))
-    await until_blocked(database_url)
+    await asyncio.to_thread(wait_until_blocked, database_url)
     assert not second.done()
     await getattr(rival.transaction, end)()
     verdict = await second
@@ -102,7 +93,7 @@ async def test_same_key_the_latest_wins_and_an_equal_one_does_not(
 ) -> None:
     await rival.write("a", 10, updated=1, lock=lock)
     second = asyncio.create_task(writer.write(appointment("a", 12, updated=updated)))
-    await until_blocked(database_url)
+    await asyncio.to_thread(wait_until_blocked, database_url)
     await rival.transaction.commit()
     assert (await second).outcome == outcome
     start = 12 if outcome == "ok" else 10
@@ -118,7 +109,7 @@ async def test_a_stale_update_is_stale_even_into_an_interval_just_taken(
     await rival.write("b", 12, lock=lock)
     second = asyncio.create_task(writer.write(appointment("a", 12, updated=5)))
     if lock:
-        await until_blocked(database_url)
+        await asyncio.to_thread(wait_until_blocked, database_url)
     await rival.transaction.commit()
     assert (await second).outcome == "stale"
 
@@ -127,7 +118,7 @@ async def test_an_interval_just_freed_may_be_taken(writer: Writer, rival: Rival,
     await writer.write(appointment("a", 10))
     await rival.write("a", 20, updated=1, lock=True)
     second = asyncio.create_task(writer.write(appointment("b", 10)))
-    await until_blocked(database_url)
+    await asyncio.to_thread(wait_until_blocked, database_url)
     await rival.transaction.commit()
     assert (await second).outcome == "ok"
 
