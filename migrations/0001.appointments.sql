@@ -11,8 +11,8 @@
 --   versions without the foreign key                                         0.99
 --   versions unique by (appointment_id, version), without org_id             0.99
 --   two instants and the constraint over an expression of them               1.08
--- Runs of one variant differ by up to 15 %, so nothing here but the first is worth a difference; one
--- range column keeps every statement free of range expressions.
+-- Runs of one variant differ by up to 15 %, so none of these differences is certain; the first was
+-- lower in each of the three rounds. One range column keeps every statement free of range expressions.
 
 create extension if not exists btree_gist;
 
