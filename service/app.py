@@ -6,28 +6,26 @@ from typing import TypedDict
 
 import msgspec
 import structlog
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.routing import Route
+from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
 from service import VERSION, docs, handlers
 from service.database import Database, open_database
+from service.endpoint import Endpoint
 from service.linger import Linger
 from service.metrics import watch_pool
 from service.observe import Observe
-from service.problems import ProblemError, problem_response
 from service.readiness import Shutdown, draining
 from service.settings import Settings
-from service.writer import Writer
+from service.writer import Writer, open_writer
 
 log = structlog.get_logger()
 
 ROUTES = [
-    Route("/api/appointments", handlers.Appointments),
-    Route("/livez", handlers.livez),
-    Route("/readyz", handlers.readyz),
-    Route("/metrics", handlers.metrics),
+    Route("/api/appointments", Endpoint(handlers.list_appointments, handlers.post_appointment)),
+    Route("/livez", Endpoint(handlers.livez)),
+    Route("/readyz", Endpoint(handlers.readyz)),
+    Route("/metrics", Endpoint(handlers.metrics)),
     *docs.ROUTES,
 ]
 
@@ -44,11 +42,15 @@ class State(TypedDict):
 
 def create_app(settings: Settings) -> ASGIApp:
     @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[State]:
+    async def lifespan(_: Router) -> AsyncIterator[State]:
         shutdown = Shutdown()
         # The probe has a connection of its own: a busy pool is no reason to be taken out of service.
         alone = msgspec.structs.replace(settings, pool_connections_max=1)
-        async with open_database(settings) as database, open_database(alone) as probe_database:
+        async with (
+            open_database(settings) as database,
+            open_database(alone) as probe_database,
+            open_writer(settings) as writer,
+        ):
             watch_pool(database.pool)
             with draining(shutdown, settings.shutdown_drain_ms):
                 log.info("started", version=VERSION, **addresses(settings), settings=settings.masked())
@@ -56,18 +58,14 @@ def create_app(settings: Settings) -> ASGIApp:
                     settings=settings,
                     database=database,
                     probe_database=probe_database,
-                    writer=Writer(database, settings),
+                    writer=writer,
                     shutdown=shutdown,
                 )
         log.info("stopped")
 
-    app = Starlette(
-        routes=ROUTES,
-        lifespan=lifespan,
-        exception_handlers=dict.fromkeys((ProblemError, HTTPException, Exception), problem_response),
-    )
-    app.router.redirect_slashes = False
-    return Observe(Linger(app, settings.linger_ms_max), frozenset(route.path for route in ROUTES))
+    # The router alone: Starlette's middleware would handle exceptions twice more, and Observe does.
+    router = Router(ROUTES, redirect_slashes=False, lifespan=lifespan)
+    return Linger(Observe(router, frozenset(route.path for route in ROUTES)), settings.linger_ms_max)
 
 
 def addresses(settings: Settings) -> dict[str, str]:

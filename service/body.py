@@ -7,6 +7,7 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 from starlette.requests import Request
 
+from service.endpoint import header
 from service.fields import FIELD_KINDS, READ_ERRORS, Faults
 from service.messages import Appointment, AppointmentPayload
 from service.problems import ProblemError
@@ -18,13 +19,14 @@ PAYLOAD_FIELDS = msgspec.structs.fields(AppointmentPayload)
 # Every member undecoded: the whole body is checked for being JSON before any field is looked at, and
 # each field can then be wrong by itself.
 RawPayload = msgspec.defstruct("RawPayload", [(field.encode_name, Raw | UnsetType, UNSET) for field in PAYLOAD_FIELDS])
+PAYLOAD_KINDS = [(field, FIELD_KINDS[field.type]) for field in PAYLOAD_FIELDS]
 OBJECT = msgspec.json.Decoder(RawPayload)
 ANY_JSON = msgspec.json.Decoder(Raw)
 
 
 async def read_appointment(request: Request, body_bytes_max: int) -> Appointment:
     """Raises ProblemError for a body that is too large, no JSON, or no sound appointment."""
-    content_type = request.headers.get("content-type")
+    content_type = header(request.scope, b"content-type")
     if content_type is not None and not MEDIA_TYPE.fullmatch(content_type.partition(";")[0].strip()):
         detail = "Expected a Content-Type of application/json or application/*+json."
         raise ProblemError("UNSUPPORTED_MEDIA_TYPE", detail)
@@ -33,7 +35,7 @@ async def read_appointment(request: Request, body_bytes_max: int) -> Appointment
 
 async def read_body(request: Request, bytes_max: int) -> bytes:
     """Refuses as soon as the size is known; the server discards the rest, so the client can read why."""
-    if int(request.headers.get("content-length", "0")) > bytes_max:
+    if int(header(request.scope, b"content-length") or 0) > bytes_max:
         raise too_large(bytes_max)
     chunks, size = [], 0
     async for chunk in request.stream():
@@ -53,8 +55,8 @@ def decode_appointment(body: bytes) -> Appointment:
     raw = decode_object(body)
     values: dict[str, Any] = {}
     faults = Faults()
-    for field in PAYLOAD_FIELDS:
-        kind, member = FIELD_KINDS[field.type], getattr(raw, field.encode_name)
+    for field, kind in PAYLOAD_KINDS:
+        member = getattr(raw, field.encode_name)
         if member is UNSET and field.required:
             faults.add(field.encode_name, f"Missing. Expected {kind.expected}.", kind.code)
             continue

@@ -1,8 +1,8 @@
 """The pool of connections, and how its failures become answers."""
 
 import struct
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from time import perf_counter
 from typing import Any
@@ -21,6 +21,7 @@ log = structlog.get_logger()
 # no database, rollback, no table (the migrations were taken back), resources, lock not available,
 # operator intervention (timeouts too), system.
 UNAVAILABLE = ("08", "25006", "28", "3D000", "40", "42P01", "53", "55P03", "57", "58")
+UNKNOWN = "The database does not answer. A write may have happened; sending it again is safe."
 EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # of PostgreSQL's timestamptz
 MICROSECOND = timedelta(microseconds=1)
 
@@ -36,7 +37,7 @@ SESSION = {
 
 
 class Connection:
-    """A connection out of the pool, held by one request. Statements are timed and, if slow, logged."""
+    """A connection, held by one task at a time. Statements are timed and, if slow, logged."""
 
     def __init__(self, connection: Any, slow_seconds: float) -> None:
         self._connection = connection
@@ -44,18 +45,35 @@ class Connection:
 
     async def fetch(self, statement: Statement, *arguments: object) -> list[asyncpg.Record]:
         """Runs a statement as a prepared one; asyncpg keeps it prepared for the connection's life."""
-        started = perf_counter()
-        try:
+        with timed(statement, self._slow_seconds):
             rows: list[asyncpg.Record] = await self._connection.fetch(statement.text, *arguments)
             return rows
-        finally:
-            seconds = perf_counter() - started
-            metrics.STATEMENT_SECONDS.labels(statement.name).observe(seconds)
-            if seconds > self._slow_seconds:
-                log.warning("slow statement", statement=statement.name, ms=round(seconds * 1e3, 1))
+
+    async def fetch_many(self, statement: Statement, batch: Sequence[tuple[object, ...]]) -> list[asyncpg.Record]:
+        """Runs a statement that gives one row for each item, in one round trip. Outside a transaction
+        all are committed together, and one error undoes them all."""
+        with timed(statement, self._slow_seconds):
+            rows: list[asyncpg.Record] = await self._connection.fetchmany(statement.text, batch)
+            return rows
 
     def transaction(self) -> Any:
         return self._connection.transaction()
+
+    def is_closed(self) -> bool:
+        return bool(self._connection.is_closed())
+
+
+@contextmanager
+def timed(statement: Statement, slow_seconds: float) -> Iterator[None]:
+    """The way to the database and back is in it; for a pipeline it is the time of all."""
+    started = perf_counter()
+    try:
+        yield
+    finally:
+        seconds = perf_counter() - started
+        metrics.statement_seconds(statement.name).observe(seconds)
+        if seconds > slow_seconds:
+            log.warning("slow statement", statement=statement.name, ms=round(seconds * 1e3, 1))
 
 
 class Database:
@@ -78,8 +96,7 @@ class Database:
             if not unavailable(error):
                 raise
             log.warning("database unavailable", cause=type(error).__name__)
-            detail = "The database does not answer. A write may have happened; sending it again is safe."
-            raise ProblemError("DATABASE_UNAVAILABLE", detail) from error
+            raise ProblemError("DATABASE_UNAVAILABLE", UNKNOWN) from error
 
     async def _acquire(self) -> Any:
         try:
@@ -102,22 +119,47 @@ def unavailable(error: Exception) -> bool:
     return not isinstance(error, ValueError)
 
 
+def undecided(error: Exception) -> bool:
+    """Whether the database took everything back for a reason that lies in what was sent, or to break a
+    tie; then it may be tried otherwise."""
+    tie = isinstance(error, asyncpg.PostgresError) and (error.sqlstate or "").startswith("40")
+    return tie or not unavailable(error)
+
+
 @asynccontextmanager
 async def open_database(settings: Settings) -> AsyncIterator[Database]:
     async with asyncpg.create_pool(
-        settings.database_url,
         min_size=1,
         max_size=settings.pool_connections_max,
         max_inactive_connection_lifetime=0,
-        max_cached_statement_lifetime=0,
-        timeout=settings.connect_ms_max / 1e3,
-        # The server's own timeout comes first and leaves the connection usable.
-        command_timeout=settings.statement_ms_max / 1e3 + 1,
-        server_settings=SESSION | {"statement_timeout": str(settings.statement_ms_max)},
         init=set_instant_codec,
         reset=keep_session,
+        **connect_options(settings),
     ) as pool:
         yield Database(pool, settings)
+
+
+@asynccontextmanager
+async def open_connection(settings: Settings, on_close: Callable[[], None]) -> AsyncIterator[Connection]:
+    """A connection outside the pool, for one owner, who is told when it is lost."""
+    connection = await asyncpg.connect(**connect_options(settings))
+    try:
+        connection.add_termination_listener(lambda _: on_close())
+        await set_instant_codec(connection)
+        yield Connection(connection, settings.statement_slow_ms / 1e3)
+    finally:
+        connection.terminate()
+
+
+def connect_options(settings: Settings) -> dict[str, Any]:
+    return {
+        "dsn": settings.database_url,
+        "max_cached_statement_lifetime": 0,
+        "timeout": settings.connect_ms_max / 1e3,
+        # The server's own timeout comes first and leaves the connection usable.
+        "command_timeout": settings.statement_ms_max / 1e3 + 1,
+        "server_settings": SESSION | {"statement_timeout": str(settings.statement_ms_max)},
+    }
 
 
 async def keep_session(connection: Any) -> None:

@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from service.endpoint import Endpoint
 from service.openapi import DOCUMENT
 
 PAGE = Path(__file__).with_name("docs.html").read_bytes()
@@ -32,10 +33,10 @@ async def asset(content: bytes, media_type: str, _: Request) -> Response:
 
 
 ROUTES = [
-    Route("/api/docs", page),
-    Route("/api/openapi.json", document),
+    Route("/api/docs", Endpoint(page)),
+    Route("/api/openapi.json", Endpoint(document)),
     *(
-        Route(f"/api/docs/{name}", partial(asset, (ASSETS / name).read_bytes(), media_type))
+        Route(f"/api/docs/{name}", Endpoint(partial(asset, (ASSETS / name).read_bytes(), media_type)))
         for name, media_type in ASSET_TYPES.items()
     ),
 ]

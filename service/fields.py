@@ -6,14 +6,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from service.instants import EXPECTED, parse_instant
-from service.messages import (
-    CHARACTERS_MAX,
-    DEFAULT_ORGANISATION,
-    ExternalId,
-    Instant,
-    OrganisationId,
-    TrimmedOrganisationId,
-)
+from service.messages import CHARACTERS_MAX, DEFAULT_ORGANISATION, ExternalId, Instant, OrganisationId
 from service.problems import Code, FieldError, ProblemError
 
 
@@ -30,11 +23,16 @@ READ_ERRORS = (msgspec.ValidationError, ValueError)
 
 
 def parse_external_id(text: str) -> str:
-    return msgspec.convert(text, ExternalId)
+    if len(text) > CHARACTERS_MAX or not text.strip() or "\0" in text:
+        raise ValueError("not an external id")
+    return text
 
 
 def parse_organisation(text: str | None) -> str:
-    return msgspec.convert((text or "").strip(), TrimmedOrganisationId) or DEFAULT_ORGANISATION
+    trimmed = (text or "").strip()
+    if len(trimmed) > CHARACTERS_MAX or "\0" in trimmed:
+        raise ValueError("not the name of an organisation")
+    return trimmed or DEFAULT_ORGANISATION
 
 
 FIELD_KINDS: Mapping[Any, FieldKind] = {

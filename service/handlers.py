@@ -2,46 +2,44 @@
 
 import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from starlette.endpoints import HTTPEndpoint
 from starlette.requests import Request
 from starlette.responses import Response
-from structlog.contextvars import bind_contextvars
 
 from service.body import read_appointment
 from service.instants import format_instant
+from service.logs import note
 from service.messages import DEFAULT_ORGANISATION, Accepted, Instant, OrganisationId
 from service.metrics import REGISTRY, VERDICTS
 from service.problems import Conflict, ProblemError
 from service.query import read_query
 from service.readiness import why_not_ready
 from service.statements import LIST_APPOINTMENTS
-from service.writer import Blocker
+from service.verdict import Blocker
 
-ACCEPTED = {"ok": msgspec.json.encode(Accepted("ok")), "stale": msgspec.json.encode(Accepted("ignored-stale"))}
-ALIVE = ACCEPTED["ok"]
+OK = Response(msgspec.json.encode(Accepted("ok")), media_type="application/json")
+IGNORED_STALE = Response(msgspec.json.encode(Accepted("ignored-stale")), media_type="application/json")
+ACCEPTED = {"ok": OK, "stale": IGNORED_STALE}
 LIST_PARAMETERS = {"org": OrganisationId, "at": Instant}
 
 
-class Appointments(HTTPEndpoint):
-    """`/api/appointments`."""
+async def post_appointment(request: Request) -> Response:
+    read_query(request, known={})
+    appointment = await read_appointment(request, request.state.settings.body_bytes_max)
+    note(organisation=appointment.org_id)
+    verdict = await request.state.writer.write(appointment)
+    note(verdict=verdict.outcome)
+    VERDICTS[verdict.outcome].inc()
+    if verdict.outcome == "conflict":
+        raise conflict(verdict.blocker)
+    return ACCEPTED[verdict.outcome]
 
-    async def post(self, request: Request) -> Response:
-        read_query(request, known={})
-        appointment = await read_appointment(request, request.state.settings.body_bytes_max)
-        bind_contextvars(organisation=appointment.org_id)
-        verdict = await request.state.writer.write(appointment)
-        bind_contextvars(verdict=verdict.outcome)
-        VERDICTS.labels(verdict.outcome).inc()
-        if verdict.outcome == "conflict":
-            raise conflict(verdict.blocker)
-        return Response(ACCEPTED[verdict.outcome], media_type="application/json")
 
-    async def get(self, request: Request) -> Response:
-        query = read_query(request, LIST_PARAMETERS)
-        organisation = query["org"] or DEFAULT_ORGANISATION
-        bind_contextvars(organisation=organisation)
-        [row] = await request.state.database.fetch(LIST_APPOINTMENTS, organisation, query["at"])
-        return Response(row["appointments"], media_type="application/json")
+async def list_appointments(request: Request) -> Response:
+    query = read_query(request, LIST_PARAMETERS)
+    organisation = query["org"] or DEFAULT_ORGANISATION
+    note(organisation=organisation)
+    [row] = await request.state.database.fetch(LIST_APPOINTMENTS, organisation, query["at"])
+    return Response(row["appointments"], media_type="application/json")
 
 
 def conflict(blocker: Blocker | None) -> ProblemError:
@@ -56,13 +54,13 @@ def conflict(blocker: Blocker | None) -> ProblemError:
 
 
 async def livez(_: Request) -> Response:
-    return Response(ALIVE, media_type="application/json")
+    return OK
 
 
 async def readyz(request: Request) -> Response:
     if reason := await why_not_ready(request.state.probe_database, request.state.shutdown):
         raise ProblemError("NOT_READY", reason)
-    return Response(ALIVE, media_type="application/json")
+    return OK
 
 
 async def metrics(_: Request) -> Response:

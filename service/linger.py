@@ -3,8 +3,9 @@
 import asyncio
 from contextlib import suppress
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.endpoint import header
 
 
 class Linger:
@@ -44,5 +45,5 @@ class Linger:
 
 
 def closes(scope: Scope) -> bool:
-    options = Headers(scope=scope).get("connection", "").lower()
+    options = (header(scope, b"connection") or "").lower()
     return "close" in options or (scope["http_version"] == "1.0" and "keep-alive" not in options)

@@ -3,17 +3,29 @@
 import io
 import logging
 import sys
+from contextvars import ContextVar
 
 import msgspec
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+REQUEST: ContextVar[dict[str, object]] = ContextVar("request")
+
+
+def note(**facts: object) -> None:
+    """Adds to every line of the request from here on, its last one included."""
+    REQUEST.get().update(facts)
+
+
+def merge_request(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    return {**REQUEST.get({}), **event}
 
 
 def configure(level: str) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # names are Unicode, whatever the locale is
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     shared: list[Processor] = [
-        structlog.contextvars.merge_contextvars,
+        merge_request,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]

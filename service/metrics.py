@@ -1,6 +1,6 @@
 """The figures of `/metrics`. Every label has a bounded set of values: routes, not paths."""
 
-from functools import partial
+from functools import cache, partial
 
 from asyncpg import Pool
 from prometheus_client import (
@@ -25,10 +25,13 @@ REQUEST_SECONDS = seconds(
     "Time from the head of a request to the end of its answer.",
     ("method", "route", "status"),
 )
+request_seconds = cache(REQUEST_SECONDS.labels)  # looking a child up costs as much as observing
 STATEMENT_SECONDS = seconds(
     "database_statement_duration_seconds", "Time of a statement, with the way to the database and back.", ("statement",)
 )
-VERDICTS = Counter("appointment_verdicts", "What became of sound appointments.", ("verdict",), registry=REGISTRY)
+statement_seconds = cache(STATEMENT_SECONDS.labels)
+verdicts = Counter("appointment_verdicts", "What became of sound appointments.", ("verdict",), registry=REGISTRY)
+VERDICTS = {outcome: verdicts.labels(outcome) for outcome in ("ok", "stale", "conflict")}
 POOL_CONNECTIONS = Gauge(
     "database_pool_connections", "Connections of the pool, by what they do.", ("state",), registry=REGISTRY
 )
@@ -38,3 +41,22 @@ def watch_pool(pool: Pool) -> None:
     """Figures of the pool are read when they are asked for."""
     POOL_CONNECTIONS.labels("idle").set_function(pool.get_idle_size)
     POOL_CONNECTIONS.labels("busy").set_function(lambda: pool.get_size() - pool.get_idle_size())
+
+
+BATCH_WRITES = Histogram(
+    "writer_batch_writes",
+    "Writes of a batch.",
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
+    registry=REGISTRY,
+)
+QUEUE_WAIT_SECONDS = seconds(
+    "writer_queue_wait_seconds", "Time in the queue, of the first write of a batch, which waited longest."
+)
+BUSY_CARRIES = Counter(
+    "writer_busy_carries",
+    "Writes put into the next batch, since another process was at their organisation.",
+    registry=REGISTRY,
+)
+PATIENT_BATCHES = Counter(
+    "writer_patient_batches", "Batches that waited for an organisation's lock.", registry=REGISTRY
+)

@@ -1,17 +1,20 @@
 """Around every request: its id, its log line, its figures, and the last resort for an exception."""
 
 import asyncio
+import logging
+import os
 import re
+from http import HTTPStatus
 from time import perf_counter
-from uuid import uuid4
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from structlog.contextvars import bind_contextvars, clear_contextvars
 
-from service.metrics import REQUEST_SECONDS
+from service.endpoint import header
+from service.logs import REQUEST
+from service.metrics import request_seconds
 from service.problems import ProblemError, problem_response
 
 log = structlog.get_logger()
@@ -22,7 +25,7 @@ CLIENT_GONE = 499  # as nginx logs it; nobody gets to see it
 
 
 class Observe:
-    """Wraps the whole application, so that no answer leaves without an id and no request unlogged."""
+    """Wraps all routes, so that no answer leaves without an id and no request unlogged."""
 
     def __init__(self, app: ASGIApp, routes: frozenset[str]) -> None:
         self._app = app
@@ -33,17 +36,17 @@ class Observe:
             await self._app(scope, receive, send)
             return
         started = perf_counter()
-        asked = Headers(scope=scope).get("x-request-id", "")
-        request_id = asked if SANE_ID.fullmatch(asked) else uuid4().hex
-        clear_contextvars()
-        bind_contextvars(request_id=request_id)
+        asked = header(scope, b"x-request-id")
+        request_id = asked if asked and SANE_ID.fullmatch(asked) else os.urandom(16).hex()
+        REQUEST.set({"request_id": request_id})
+        scope["app"] = self  # so that the router raises its errors
         status = CLIENT_GONE
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
             await send(message)
 
         try:
@@ -54,13 +57,18 @@ class Observe:
             if status == CLIENT_GONE:
                 response = await problem_response(Request(scope), ProblemError("OVERLOADED", CUT_SHORT))
                 await response(scope, receive, send_with_id)
-        except Exception:  # Starlette has answered with problem_response and raises it again
-            log.exception("request failed")
+        except Exception as error:
+            if not isinstance(error, ProblemError | HTTPException):
+                log.exception("request failed")
+            if status == CLIENT_GONE:
+                response = await problem_response(Request(scope), error)
+                await response(scope, receive, send_with_id)
         finally:
             self._record(scope, status, perf_counter() - started)
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         method, path = scope["method"], scope["path"]
         route = path if path in self._routes else "unknown"
-        REQUEST_SECONDS.labels(method, route, status).observe(seconds)
-        log.info("request", method=method, route=route, status=status, ms=round(seconds * 1e3, 2))
+        request_seconds(method, route, status).observe(seconds)
+        level = logging.WARNING if status >= HTTPStatus.INTERNAL_SERVER_ERROR else logging.DEBUG
+        log.log(level, "request", method=method, route=route, status=status, ms=round(seconds * 1e3, 2))

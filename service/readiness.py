@@ -4,10 +4,10 @@ import asyncio
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import Context
 from types import FrameType
 
 import structlog
-from structlog.contextvars import clear_contextvars
 
 from service import schema
 from service.database import Database
@@ -32,7 +32,6 @@ def draining(shutdown: Shutdown, drain_ms: int) -> Iterator[None]:
     stop_accepting = signal.getsignal(signal.SIGTERM)
 
     def drain(number: int, frame: FrameType | None) -> None:
-        clear_contextvars()
         log.info("shutdown begun", drain_ms=drain_ms)
         if callable(stop_accepting):
             loop.call_later(drain_ms / 1e3, stop_accepting, number, frame)
@@ -40,7 +39,7 @@ def draining(shutdown: Shutdown, drain_ms: int) -> Iterator[None]:
     def begin(number: int, frame: FrameType | None) -> None:
         """Does little: it may have interrupted anything, a log line with its lock included."""
         shutdown.begun = True
-        loop.call_soon_threadsafe(drain, number, frame)
+        loop.call_soon_threadsafe(drain, number, frame, context=Context())
 
     signal.signal(signal.SIGTERM, begin)
     try:

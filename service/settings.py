@@ -33,6 +33,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     linger_ms_max: NotNegative = 5_000
     pool_connections_max: Positive = 10
     pool_wait_ms_max: Positive = 2_000
+    lanes: Positive = 1
+    batch_writes_max: Positive = 256
+    writes_waiting_max: Positive = 2_000
+    patient_connections_max: Positive = 4
     write_wait_ms_max: Positive = 5_000
     connect_ms_max: Positive = 5_000
     statement_ms_max: Positive = 10_000

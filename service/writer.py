@@ -1,102 +1,163 @@
-"""The only way an appointment is written."""
+"""The only way an appointment is written: group commit.
+
+    write ─ queue of a lane ─ batch ─ one pipeline, one commit ─ verdicts
+
+An organisation belongs to one lane, and a lane owns one connection. While a batch is under way new
+requests queue, and the next batch takes what has gathered: no timer, so a lone request waits for
+nobody. Each statement of a batch sees what those before it did, so the outcome is that of running
+them one after another. A lane waits for no lock: requests that must, go to patience.py.
+"""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import datetime
-from typing import Literal, cast
-from weakref import WeakValueDictionary
+from time import monotonic
 
-import asyncpg
-from msgspec import Struct
+import msgspec
+import structlog
 
-from service.database import Connection, Database
+from service import metrics
+from service.database import UNKNOWN, Connection, open_connection, open_database, undecided
 from service.messages import Appointment
+from service.patience import Patience
 from service.problems import ProblemError
 from service.settings import Settings
-from service.statements import LOCK_ORGANISATION, UPSERT_APPOINTMENT
+from service.statements import UPSERT_APPOINTMENT
+from service.verdict import Verdict, Write, settle, too_late
 
+log = structlog.get_logger()
 
-class Blocker(Struct, frozen=True):
-    """The active appointment in the way."""
-
-    external_id: str
-    start: datetime
-    end: datetime
-
-
-class Verdict(Struct, frozen=True):
-    """What became of an appointment, once it is committed. A conflict found by the constraint
-    itself has no known blocker."""
-
-    outcome: Literal["ok", "stale", "conflict"]
-    blocker: Blocker | None = None
+BUSY_ROUNDS_MAX = 3  # of one write
+BACK_OFF_SECONDS = (0.05, 0.1, 0.2, 0.5)  # before connecting again; the last one from then on
+EXPIRY_SECONDS = 0.1
+NOTHING_WRITTEN = "The database does not answer; nothing was written."
 
 
 class Writer:
-    """Writes appointments; a verdict is given after its commit.
+    """Spreads organisations over lanes."""
 
-    The writes of one organisation take turns here, so that a busy one holds one connection and not
-    all of them; across processes the database's lock decides. Median ms of a lone client while 64
-    write to another organisation (2 cores, runs interleaved): 2.3 with turns, 89 without.
-    """
-
-    def __init__(self, database: Database, settings: Settings) -> None:
-        self._database = database
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+    def __init__(self, patience: Patience, settings: Settings) -> None:
+        self._patience = patience
+        self._waiting = 0
+        self._waiting_max = settings.writes_waiting_max
         self._wait_seconds = settings.write_wait_ms_max / 1e3
+        self.lanes = [Lane(patience, settings) for _ in range(settings.lanes)]
 
     async def write(self, appointment: Appointment) -> Verdict:
-        """Raises ProblemError, a 503, if the outcome is unknown; writing again is safe."""
-        async with self._turn(appointment.org_id), self._database.connection() as connection:
-            try:
-                verdict = await upsert(connection, appointment)
-            except asyncpg.ExclusionViolationError:
-                verdict = None  # true, but the patient path also sees who is in the way
-            return verdict or await write_patiently(connection, appointment)
-
-    @asynccontextmanager
-    async def _turn(self, org_id: str) -> AsyncIterator[None]:
-        turn = self._turns.setdefault(org_id, asyncio.Lock())
+        """The verdict, once it is committed. Raises ProblemError, a 503, if there is no room or no
+        answer; writing again is safe."""
+        if self._waiting >= self._waiting_max:
+            raise ProblemError("OVERLOADED", "Too many writes are waiting; nothing was written.")
+        write = Write(appointment)
+        if not self._patience.joined_by(write):
+            self.lanes[hash(write.organisation) % len(self.lanes)].put(write)
+        self._waiting += 1
         try:
-            async with asyncio.timeout(self._wait_seconds):
-                await turn.acquire()
-        except TimeoutError:
-            detail = "Too many writes of this organisation are waiting; nothing was written."
-            raise ProblemError("OVERLOADED", detail) from None
-        try:
-            yield
+            return await write.future
         finally:
-            turn.release()
+            self._waiting -= 1
+
+    async def expire(self) -> None:
+        """Refuses those who wait too long to be taken into a batch; the time of a batch has a limit too."""
+        while True:
+            await asyncio.sleep(EXPIRY_SECONDS)
+            queued_before = monotonic() - self._wait_seconds
+            self._patience.expire(queued_before)
+            for lane in self.lanes:
+                lane.expire(queued_before)
 
 
-async def write_patiently(connection: Connection, appointment: Appointment) -> Verdict:
-    """Waits for the lock first. Then no one else can be in the way but a writer that takes no lock."""
-    try:
-        async with connection.transaction():
-            await connection.fetch(LOCK_ORGANISATION, appointment.org_id)
-            verdict = await upsert(connection, appointment)
-    except asyncpg.ExclusionViolationError:
-        return Verdict("conflict")
-    return cast(Verdict, verdict)  # the lock is held, so the statement cannot be busy
+@asynccontextmanager
+async def open_writer(settings: Settings) -> AsyncIterator[Writer]:
+    patient = msgspec.structs.replace(settings, pool_connections_max=settings.patient_connections_max)
+    async with open_database(patient) as database:
+        patience = Patience(database)
+        writer = Writer(patience, settings)
+        tasks = [asyncio.create_task(work) for work in (writer.expire(), *(lane.run() for lane in writer.lanes))]
+        try:
+            yield writer
+        finally:
+            tasks.extend(patience.tasks)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def upsert(connection: Connection, appointment: Appointment) -> Verdict | None:
-    """None: the organisation is busy and nothing is decided."""
-    [row] = await connection.fetch(
-        UPSERT_APPOINTMENT,
-        appointment.org_id,
-        appointment.id,
-        appointment.start,
-        appointment.end,
-        appointment.created_at,
-        appointment.updated_at,
-    )
-    match row["verdict"]:
-        case "busy":
-            return None
-        case "conflict":
-            blocker = Blocker(row["blocker_external_id"], row["blocker_start"], row["blocker_end"])
-            return Verdict("conflict", blocker)
-        case outcome:
-            return Verdict(outcome)
+class Lane:
+    """One connection, and the queue of those whose organisations belong to it."""
+
+    def __init__(self, patience: Patience, settings: Settings) -> None:
+        self._patience = patience
+        self._settings = settings
+        self._queue: deque[Write] = deque()  # in the order of arrival
+        self._awake = asyncio.Event()
+        self._down = False
+
+    def put(self, write: Write) -> None:
+        if self._down:
+            raise ProblemError("DATABASE_UNAVAILABLE", NOTHING_WRITTEN)
+        self._queue.append(write)
+        self._awake.set()
+
+    def expire(self, queued_before: float) -> None:
+        while self._queue and self._queue[0].queued_at < queued_before:
+            self._queue.popleft().refuse(too_late())
+
+    async def run(self) -> None:
+        """Until it is cancelled. A lost connection is replaced; while none is to be had, nobody waits."""
+        attempts = 0
+        while True:
+            try:
+                async with open_connection(self._settings, on_close=self._awake.set) as connection:
+                    attempts, self._down = 0, False
+                    await self._serve(connection)
+            except Exception as error:  # whatever it is, the lane goes on
+                log.warning("lane lost its connection", cause=type(error).__name__, attempts=attempts)
+            if attempts:
+                self._down = True
+                while self._queue:
+                    self._queue.popleft().refuse(ProblemError("DATABASE_UNAVAILABLE", NOTHING_WRITTEN))
+                await asyncio.sleep(BACK_OFF_SECONDS[min(attempts, len(BACK_OFF_SECONDS)) - 1])
+            attempts += 1
+
+    async def _serve(self, connection: Connection) -> None:
+        while not connection.is_closed():
+            self._awake.clear()
+            if batch := self._take():
+                await self._decide(connection, batch)
+            else:
+                await self._awake.wait()
+
+    def _take(self) -> list[Write]:
+        batch: list[Write] = []
+        while self._queue and len(batch) < self._settings.batch_writes_max:
+            write = self._queue.popleft()
+            if not write.future.done():
+                batch.append(write)
+        return batch
+
+    async def _decide(self, connection: Connection, batch: list[Write]) -> None:
+        """Raises what leaves the connection in doubt, once everybody of the batch knows."""
+        metrics.BATCH_WRITES.observe(len(batch))
+        metrics.QUEUE_WAIT_SECONDS.observe(monotonic() - batch[0].queued_at)
+        try:
+            rows = await connection.fetch_many(UPSERT_APPOINTMENT, [write.arguments for write in batch])
+        except Exception as error:
+            if not undecided(error):
+                for write in batch:
+                    write.refuse(ProblemError("DATABASE_UNAVAILABLE", UNKNOWN))
+                raise
+            self._patience.put(batch)
+        else:
+            self._carry(settle(batch, rows))
+
+    def _carry(self, busy: list[Write]) -> None:
+        """Into the next batch, in front; those that were busy too often learn patience."""
+        metrics.BUSY_CARRIES.inc(len(busy))
+        for write in reversed(busy):
+            write.busy_rounds += 1
+            if write.busy_rounds < BUSY_ROUNDS_MAX:
+                self._queue.appendleft(write)
+            else:
+                self._patience.put([write])

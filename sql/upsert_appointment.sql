@@ -7,6 +7,7 @@
 --   $4 timestamptz  end, after the start
 --   $5 timestamptz  createdAt of the payload
 --   $6 timestamptz  updatedAt of the payload
+--   $7 uuid         id of the row, if there is none yet
 -- Result, always one row:
 --   verdict             text         busy: the lock was not to be had, nothing is decided
 --                                    ok: written, as the version that follows
@@ -53,6 +54,7 @@ blocker as (
 ),
 upserted as (
     insert into appointments as held (
+        id,
         org_id,
         external_id,
         during,
@@ -62,6 +64,7 @@ upserted as (
         version
     )
     select
+        $7::uuid,
         $1::text,
         $2::text,
         tstzrange($3::timestamptz, $4::timestamptz),

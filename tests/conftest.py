@@ -52,7 +52,10 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 def service(server_url: str, template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
     """One service for all tests of a worker that are content with an organisation of their own."""
     directory = tmp_path_factory.mktemp("service")
-    with new_database(server_url, template) as url, running_service(directory, DATABASE_URL=url) as process:
+    with (
+        new_database(server_url, template) as url,
+        running_service(directory, DATABASE_URL=url, LOG_LEVEL="debug") as process,
+    ):
         yield process
         assert [event for event in process.events() if event["level"] in ("error", "critical")] == []
 

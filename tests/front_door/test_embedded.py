@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 
-from service import ROOT, embedded
+from service import ROOT, embedded, schema
 from tests.http.requests import assert_accepted, assert_problem, listed, post
 from tests.processes import ServiceProcess, clean_environment, running_service
 
@@ -117,9 +117,10 @@ def test_a_second_serve_says_in_one_line_what_is_in_its_way(checkout: Path) -> N
 
 
 def test_migrate_and_rollback_work_without_a_service_and_stop_what_they_start(checkout: Path) -> None:
-    assert command(checkout, "migrate").stdout == "migrate: 0001.appointments\n"
+    assert command(checkout, "migrate").stdout == f"migrate: {', '.join(schema.KNOWN)}\n"
     assert command(checkout, "migrate").stdout == "migrate: nothing to do\n"
-    assert command(checkout, "rollback").stdout == "rollback: 0001.appointments\n"
+    for known in reversed(schema.KNOWN):
+        assert command(checkout, "rollback").stdout == f"rollback: {known}\n"
     assert command(checkout, "rollback").stdout == "rollback: nothing to do\n"
     assert postmasters(checkout) == []
 

@@ -138,7 +138,7 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_writes_nothing(
         head = f"POST /api/appointments HTTP/1.1\r\nHost: x\r\nX-Request-Id: {organisation}\r\n"
         connection.sendall(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body[:-1])
     event = service.wait_for_event("request", request_id=organisation)
-    assert (event["status"], event["level"]) == (499, "info")
+    assert (event["status"], event["level"]) == (499, "debug")
     assert listed(service.client, organisation) == []
 
 

@@ -75,7 +75,7 @@ def test_each_request_is_logged_with_what_it_was(service: ServiceProcess, organi
         "status": 200,
         "organisation": organisation,
         "verdict": "ok",
-        "level": "info",
+        "level": "debug",
     }
     assert expected.items() <= event.items()
     assert event["ms"] > 0

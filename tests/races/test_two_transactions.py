@@ -8,11 +8,13 @@ import asyncpg
 import msgspec
 import pytest
 
-from service.database import Database, open_database, set_instant_codec
+from service.database import set_instant_codec
 from service.messages import Appointment
+from service.problems import ProblemError
 from service.settings import Settings
 from service.statements import UPSERT_APPOINTMENT
-from service.writer import Writer
+from service.uuid7 import uuid7
+from service.writer import Writer, open_writer
 from tests.databases import assert_invariants, query, wait_until_blocked
 
 DAY = datetime(2020, 10, 10, tzinfo=UTC)
@@ -33,8 +35,9 @@ def appointment(external_id: str, start: float, updated: float = 0) -> Appointme
 
 
 @pytest.fixture
-async def writer(database: Database) -> Writer:
-    return Writer(database, Settings())
+async def writer(database_url: str) -> AsyncIterator[Writer]:
+    async with open_writer(Settings(database_url=database_url)) as opened:
+        yield opened
 
 
 class Rival:
@@ -50,7 +53,7 @@ class Rival:
         if not lock:
             text = text.replace("pg_try_advisory_xact_lock(hashtextextended($1::text, 0))", "$1::text is not null")
             assert "advisory" not in text.split("with locked")[1]
-        arguments = (row.org_id, row.id, row.start, row.end, row.created_at, row.updated_at)
+        arguments = (row.org_id, row.id, row.start, row.end, row.created_at, row.updated_at, uuid7())
         result = await self.connection.fetchrow(text, *arguments)
         verdict: str = result["verdict"]
         return verdict
@@ -132,8 +135,8 @@ async def test_another_organisation_waits_for_nobody(writer: Writer, rival: Riva
 async def test_a_lock_that_does_not_come_free_ends_in_a_503(database_url: str, rival: Rival) -> None:
     await rival.write("a", 10, lock=True)
     settings = Settings(database_url=database_url, statement_ms_max=200)
-    async with open_database(settings) as database:
-        with pytest.raises(Exception, match="DATABASE_UNAVAILABLE"):
-            await Writer(database, settings).write(appointment("b", 12))
+    async with open_writer(settings) as writer:
+        with pytest.raises(ProblemError, match="DATABASE_UNAVAILABLE"):
+            await writer.write(appointment("b", 12))
     await rival.transaction.rollback()
     assert query(database_url, "select * from appointments") == []

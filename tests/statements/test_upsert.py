@@ -9,6 +9,7 @@ import pytest
 
 from service.database import Database
 from service.statements import LIST_APPOINTMENTS, LOCK_ORGANISATION, UPSERT_APPOINTMENT
+from service.uuid7 import uuid7
 from tests.databases import assert_invariants, query
 
 DAY = datetime(2020, 10, 10, tzinfo=UTC)
@@ -21,7 +22,7 @@ def at(hours: float) -> datetime:
 async def upsert(
     database: Database, external_id: str, start: float, end: float, updated: float = 0, org_id: str = "o"
 ) -> dict[str, Any]:
-    arguments = (org_id, external_id, at(start), at(end), DAY, at(updated))
+    arguments = (org_id, external_id, at(start), at(end), DAY, at(updated), uuid7())
     [row] = await database.fetch(UPSERT_APPOINTMENT, *arguments)
     return {name: value for name, value in row.items() if value is not None}
 

@@ -1,0 +1,197 @@
+"""The writer by itself: batches, and what happens to those in them when something fails."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+
+from service import metrics
+from service.messages import Appointment
+from service.problems import ProblemError
+from service.settings import Settings
+from service.statements import LOCK_ORGANISATION
+from service.verdict import Verdict
+from service.writer import Writer, open_writer
+from tests.databases import assert_invariants, query, wait_until_blocked, with_name
+
+DAY = datetime(2020, 10, 10, tzinfo=UTC)
+OTHERS = """select pg_terminate_backend(pid, 5000) from pg_stat_activity
+    where datname = current_database() and pid <> pg_backend_pid()"""
+
+
+def appointment(number: int, org_id: str = "o") -> Appointment:
+    """The hour of that number; all of them are disjoint."""
+    start = DAY + timedelta(hours=number)
+    end = start + timedelta(hours=1)
+    return Appointment(id=f"a-{number}", start=start, end=end, created_at=DAY, updated_at=DAY, org_id=org_id)
+
+
+@pytest.fixture
+async def writer(database_url: str) -> AsyncIterator[Writer]:
+    async with open_writer(Settings(database_url=database_url)) as opened:
+        yield opened
+
+
+@contextmanager
+def foreign_lock(database_url: str, org_id: str = "o") -> Iterator[None]:
+    """As another process at the organisation."""
+    with psycopg.connect(database_url) as session:
+        psycopg.RawCursor(session).execute(LOCK_ORGANISATION.text.encode(), (org_id,))
+        yield
+
+
+async def outcomes(writes: list[asyncio.Task[Verdict]]) -> list[str]:
+    """The outcome of each, or the code of its problem, or the name of its error."""
+    results: list[Any] = await asyncio.gather(*writes, return_exceptions=True)
+    return [
+        result.problem.code if isinstance(result, ProblemError) else getattr(result, "outcome", type(result).__name__)
+        for result in results
+    ]
+
+
+def batches() -> tuple[float, float]:
+    """How many there were, and how many writes in them."""
+    [family] = metrics.BATCH_WRITES.collect()
+    values = {sample.name: sample.value for sample in family.samples}
+    return values["writer_batch_writes_count"], values["writer_batch_writes_sum"]
+
+
+def all_at_once(writer: Writer, *appointments: Appointment) -> list[asyncio.Task[Verdict]]:
+    return [asyncio.create_task(writer.write(each)) for each in appointments]
+
+
+async def test_what_comes_together_is_one_batch(writer: Writer, database_url: str) -> None:
+    await writer.write(appointment(0))
+    before = batches()
+    writes = all_at_once(writer, *(appointment(number, f"o-{number % 3}") for number in range(1, 101)))
+    assert set(await outcomes(writes)) == {"ok"}
+    count, sum_ = batches()
+    assert (count - before[0], sum_ - before[1]) == (1, 100)
+    assert query(database_url, "select count(distinct xmin::text) from appointments") == [(2,)]
+    assert_invariants(database_url)
+
+
+async def test_the_writes_of_a_batch_see_each_other(writer: Writer) -> None:
+    same, longer = appointment(1), appointment(1)
+    other = Appointment(**{field: getattr(longer, field) for field in longer.__struct_fields__} | {"id": "b"})
+    writes = all_at_once(writer, appointment(1), same, other, appointment(2))
+    assert await outcomes(writes) == ["ok", "stale", "conflict", "ok"]
+    blocker = (await writes[2]).blocker
+    assert blocker is not None
+    assert (blocker.external_id, blocker.start) == ("a-1", DAY + timedelta(hours=1))
+
+
+async def test_a_row_that_fails_harms_no_other(writer: Writer, database_url: str) -> None:
+    query(
+        database_url,
+        "create function refuse() returns trigger language plpgsql as $$ begin raise exception 'no'; end $$;"
+        "create trigger refuse before insert on appointments for each row when (new.external_id = 'a-7')"
+        " execute function refuse()",
+    )
+    expected = ["RaiseError" if number == 7 else "ok" for number in range(10)]
+    assert await outcomes(all_at_once(writer, *map(appointment, range(10)))) == expected
+    assert query(database_url, "select count(*) from appointment_versions") == [(9,)]
+    assert_invariants(database_url)
+
+
+async def test_a_cancelled_write_gets_nobody_elses_verdict(writer: Writer, database_url: str) -> None:
+    with foreign_lock(database_url):
+        writes = all_at_once(writer, *map(appointment, range(4)))
+        await asyncio.to_thread(wait_until_blocked, database_url)
+        late = all_at_once(writer, appointment(4), appointment(4), appointment(5))
+        await asyncio.sleep(0)
+        writes[1].cancel()
+        late[0].cancel()
+    assert await outcomes(writes) == ["ok", "CancelledError", "ok", "ok"]
+    assert await outcomes(late) == ["CancelledError", "ok", "ok"]
+    assert_invariants(database_url)
+
+
+async def test_an_organisation_held_elsewhere_keeps_nobody_else_waiting(writer: Writer, database_url: str) -> None:
+    with foreign_lock(database_url):
+        held = asyncio.create_task(writer.write(appointment(1)))
+        await asyncio.to_thread(wait_until_blocked, database_url)
+        for number in range(5):
+            assert (await asyncio.wait_for(writer.write(appointment(number, "other")), 5)).outcome == "ok"
+        assert not held.done()
+    assert (await held).outcome == "ok"
+
+
+async def test_who_waits_too_long_for_an_organisation_gets_a_503(database_url: str) -> None:
+    settings = Settings(database_url=database_url, write_wait_ms_max=300)
+    async with open_writer(settings) as writer:
+        with foreign_lock(database_url):
+            first = asyncio.create_task(writer.write(appointment(1)))
+            await asyncio.to_thread(wait_until_blocked, database_url)
+            assert await outcomes(all_at_once(writer, appointment(2))) == ["OVERLOADED"]
+        assert (await first).outcome == "ok"
+    assert query(database_url, "select external_id from appointments") == [("a-1",)]
+
+
+async def test_over_the_limit_is_a_503_at_once(database_url: str) -> None:
+    async with open_writer(Settings(database_url=database_url, writes_waiting_max=3)) as writer:
+        found = await outcomes(all_at_once(writer, *map(appointment, range(5))))
+        assert found == ["ok", "ok", "ok", "OVERLOADED", "OVERLOADED"]
+        assert await outcomes(all_at_once(writer, appointment(4))) == ["ok"]
+
+
+async def test_a_lost_connection_is_replaced_before_anybody_needs_it(writer: Writer, database_url: str) -> None:
+    await writer.write(appointment(1))
+    query(database_url, OTHERS)
+    assert await outcomes(all_at_once(writer, appointment(2))) in (["ok"], ["DATABASE_UNAVAILABLE"])
+    assert await outcomes(all_at_once(writer, appointment(2))) in (["ok"], ["stale"])
+    assert_invariants(database_url)
+
+
+async def test_a_connection_lost_in_the_middle_of_a_batch_leaves_nobody_waiting(
+    writer: Writer, database_url: str
+) -> None:
+    await writer.write(appointment(0))
+    with psycopg.connect(database_url) as session:
+        session.execute("lock table appointment_versions in access exclusive mode")
+        writes = all_at_once(writer, *map(appointment, range(1, 20)))
+        await asyncio.to_thread(wait_until_blocked, database_url)
+        query(
+            database_url,
+            "select pg_terminate_backend(pid, 5000) from pg_stat_activity where wait_event_type = 'Lock'"
+            " and datname = current_database()",
+        )
+        assert set(await outcomes(writes)) == {"DATABASE_UNAVAILABLE"}
+    again = all_at_once(writer, *map(appointment, range(1, 20)))
+    assert set(await outcomes(again)) == {"ok"}
+    assert_invariants(database_url)
+
+
+async def test_while_there_is_no_database_writes_are_refused_and_afterwards_not(database_url: str) -> None:
+    name = urlsplit(database_url).path.removeprefix("/")
+    server = with_name(database_url, "postgres")
+    async with open_writer(Settings(database_url=database_url)) as writer:
+        await writer.write(appointment(0))
+        query(server, f"alter database {name} with allow_connections false")
+        try:
+            query(server, f"select pg_terminate_backend(pid, 5000) from pg_stat_activity where datname = '{name}'")
+            found = [await outcomes(all_at_once(writer, *map(appointment, range(1, 4)))) for _ in range(3)]
+            assert {outcome for each in found for outcome in each} == {"DATABASE_UNAVAILABLE"}
+        finally:
+            query(server, f"alter database {name} with allow_connections true")
+        async with asyncio.timeout(5):
+            while await outcomes(all_at_once(writer, appointment(1))) == ["DATABASE_UNAVAILABLE"]:
+                await asyncio.sleep(0.05)
+        assert await outcomes(all_at_once(writer, appointment(1))) == ["stale"]
+
+
+async def test_two_processes_worth_of_writers_share_hot_organisations_without_starving(database_url: str) -> None:
+    settings = Settings(database_url=database_url)
+    async with open_writer(settings) as one, open_writer(settings) as two:
+        writes = [
+            asyncio.create_task((one if number % 2 else two).write(appointment(number, f"o-{number % 3}")))
+            for number in range(600)
+        ]
+        assert set(await outcomes(writes)) == {"ok"}
+    assert query(database_url, "select count(*) from appointment_versions") == [(600,)]
+    assert_invariants(database_url)
