@@ -11,7 +11,7 @@ from starlette.types import ASGIApp
 
 from service import VERSION, docs, handlers
 from service.database import Database, open_database
-from service.endpoint import Endpoint
+from service.endpoint import Endpoint, StaticRouter
 from service.linger import Linger
 from service.metrics import watch_pool
 from service.observe import Observe
@@ -64,7 +64,7 @@ def create_app(settings: Settings) -> ASGIApp:
         log.info("stopped")
 
     # The router alone: Starlette's middleware would handle exceptions twice more, and Observe does.
-    router = Router(ROUTES, redirect_slashes=False, lifespan=lifespan)
+    router = StaticRouter(ROUTES, lifespan)
     return Linger(Observe(router, frozenset(route.path for route in ROUTES)), settings.linger_ms_max)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from service.endpoint import header
 from service.fields import FIELD_KINDS, READ_ERRORS, Faults
@@ -19,7 +19,7 @@ PAYLOAD_FIELDS = msgspec.structs.fields(AppointmentPayload)
 # Every member undecoded: the whole body is checked for being JSON before any field is looked at, and
 # each field can then be wrong by itself.
 RawPayload = msgspec.defstruct("RawPayload", [(field.encode_name, Raw | UnsetType, UNSET) for field in PAYLOAD_FIELDS])
-PAYLOAD_KINDS = [(field, FIELD_KINDS[field.type]) for field in PAYLOAD_FIELDS]
+PAYLOAD_KINDS = [(field.encode_name, field.name, field.required, FIELD_KINDS[field.type]) for field in PAYLOAD_FIELDS]
 OBJECT = msgspec.json.Decoder(RawPayload)
 ANY_JSON = msgspec.json.Decoder(Raw)
 
@@ -37,12 +37,16 @@ async def read_body(request: Request, bytes_max: int) -> bytes:
     """Refuses as soon as the size is known; the server discards the rest, so the client can read why."""
     if int(header(request.scope, b"content-length") or 0) > bytes_max:
         raise too_large(bytes_max)
-    chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
+    chunks, size, more = [], 0, True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunks.append(message["body"])
+        size += len(message["body"])
         if size > bytes_max:
             raise too_large(bytes_max)
-        chunks.append(chunk)
+        more = message["more_body"]
     return b"".join(chunks)
 
 
@@ -55,15 +59,15 @@ def decode_appointment(body: bytes) -> Appointment:
     raw = decode_object(body)
     values: dict[str, Any] = {}
     faults = Faults()
-    for field, kind in PAYLOAD_KINDS:
-        member = getattr(raw, field.encode_name)
-        if member is UNSET and field.required:
-            faults.add(field.encode_name, f"Missing. Expected {kind.expected}.", kind.code)
+    for member_name, name, required, kind in PAYLOAD_KINDS:
+        member = getattr(raw, member_name)
+        if member is UNSET and required:
+            faults.add(member_name, f"Missing. Expected {kind.expected}.", kind.code)
             continue
         try:
-            values[field.name] = kind.parse(None if member is UNSET else kind.json.decode(member))
+            values[name] = kind.parse(None if member is UNSET else kind.json.decode(member))
         except READ_ERRORS:
-            faults.add(field.encode_name, f"Expected {kind.expected}.", kind.code)
+            faults.add(member_name, f"Expected {kind.expected}.", kind.code)
     faults.raise_if_any()
     appointment = Appointment(**values)
     if appointment.start >= appointment.end:

@@ -1,11 +1,13 @@
 """Between Starlette's routes and the handlers."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.routing import Route, Router
+from starlette.types import Lifespan, Receive, Scope, Send
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -27,6 +29,18 @@ class Endpoint:
             raise HTTPException(405, headers=self._allow)
         response = await handler(Request(scope, receive, send))
         await response(scope, receive, send)
+
+
+class StaticRouter(Router):
+    """Every path is static, so it is looked up; only what is not there goes through Starlette's search."""
+
+    def __init__(self, routes: Sequence[Route], lifespan: Lifespan[Any]) -> None:
+        super().__init__(routes, redirect_slashes=False, lifespan=lifespan)
+        self._apps = {route.path: route.app for route in routes}
+
+    async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._apps.get(scope.get("path", ""))
+        await (app or super().app)(scope, receive, send)
 
 
 def header(scope: Scope, name: bytes) -> str | None:

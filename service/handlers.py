@@ -24,9 +24,10 @@ LIST_PARAMETERS = {"org": OrganisationId, "at": Instant}
 
 async def post_appointment(request: Request) -> Response:
     read_query(request, known={})
-    appointment = await read_appointment(request, request.state.settings.body_bytes_max)
+    state = request.state
+    appointment = await read_appointment(request, state.settings.body_bytes_max)
     note(organisation=appointment.org_id)
-    verdict = await request.state.writer.write(appointment)
+    verdict = await state.writer.write(appointment)
     note(verdict=verdict.outcome)
     VERDICTS[verdict.outcome].inc()
     if verdict.outcome == "conflict":

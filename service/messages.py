@@ -31,7 +31,6 @@ OrganisationId = Annotated[
         examples=["clinic-4"],
     ),
 ]
-TrimmedOrganisationId = Annotated[str, Meta(max_length=CHARACTERS_MAX, pattern=r"^[^\0]*$")]
 
 
 class AppointmentPayload(Struct, rename="camel", kw_only=True):

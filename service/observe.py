@@ -1,7 +1,6 @@
 """Around every request: its id, its log line, its figures, and the last resort for an exception."""
 
 import asyncio
-import logging
 import os
 import re
 from http import HTTPStatus
@@ -70,5 +69,5 @@ class Observe:
         method, path = scope["method"], scope["path"]
         route = path if path in self._routes else "unknown"
         request_seconds(method, route, status).observe(seconds)
-        level = logging.WARNING if status >= HTTPStatus.INTERNAL_SERVER_ERROR else logging.DEBUG
-        log.log(level, "request", method=method, route=route, status=status, ms=round(seconds * 1e3, 2))
+        write = log.debug if status < HTTPStatus.INTERNAL_SERVER_ERROR else log.warning
+        write("request", method=method, route=route, status=status, ms=seconds * 1e3)

@@ -18,9 +18,12 @@ def read_query(request: Request, known: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises ProblemError with every fault. Source of the spelling: WHATWG URL, section 5.1.
     """
+    query_string = request.scope["query_string"]
+    if not query_string:
+        return dict.fromkeys(known)
     faults = Faults()
     given: dict[str, str] = {}
-    for part in request.scope["query_string"].split(b"&"):
+    for part in query_string.split(b"&"):
         if part:
             add_parameter(part, known, given, faults)
     values = {name: read_parameter(name, given.get(name), kind, faults) for name, kind in known.items()}
