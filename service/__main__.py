@@ -1,14 +1,19 @@
 """The command line: `python -m service --help`."""
 
 import argparse
+import asyncio
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from socket import socket
+
+from msgspec.structs import replace
 
 from service import embedded, logs, schema
-from service.server import listening, serve
+from service.server import check_database, listening, run
 from service.settings import Settings, StartError, read_settings
+from service.workers import supervise
 
 Embedded = Callable[[], AbstractContextManager[str]]
 
@@ -23,7 +28,7 @@ def main() -> int:
         if arguments.command == "serve":
             with listening(settings) as listener, database_url(settings, embedded.running) as url:
                 schema.migrate(url)
-                serve(settings, url, listener)
+                serve(replace(settings, database_url=url, port=listener.getsockname()[1]), listener)
         else:
             with database_url(settings, embedded.shared) as url:
                 change = schema.migrate if arguments.command == "migrate" else schema.rollback
@@ -34,6 +39,11 @@ def main() -> int:
     except KeyboardInterrupt:
         pass
     return 0
+
+
+def serve(settings: Settings, listener: socket) -> None:
+    asyncio.run(check_database(settings))
+    (run if settings.workers == 1 else supervise)(settings, listener)
 
 
 def parser() -> argparse.ArgumentParser:

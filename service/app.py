@@ -1,5 +1,6 @@
 """The application, put together."""
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TypedDict
@@ -13,7 +14,7 @@ from service import VERSION, docs, handlers
 from service.database import Database, open_database
 from service.endpoint import Endpoint, StaticRouter
 from service.linger import Linger
-from service.metrics import watch_pool
+from service.metrics import sampled
 from service.observe import Observe
 from service.readiness import Shutdown, draining
 from service.settings import Settings
@@ -50,10 +51,11 @@ def create_app(settings: Settings) -> ASGIApp:
             open_database(settings) as database,
             open_database(alone) as probe_database,
             open_writer(settings) as writer,
+            sampled(database.pool, writer.waiting),
         ):
-            watch_pool(database.pool)
             with draining(shutdown, settings.shutdown_drain_ms):
-                log.info("started", version=VERSION, **addresses(settings), settings=settings.masked())
+                where = addresses(settings)
+                log.info("started", version=VERSION, process=os.getpid(), **where, settings=settings.masked())
                 yield State(
                     settings=settings,
                     database=database,
@@ -61,7 +63,7 @@ def create_app(settings: Settings) -> ASGIApp:
                     writer=writer,
                     shutdown=shutdown,
                 )
-        log.info("stopped")
+        log.info("stopped", process=os.getpid())
 
     # The router alone: Starlette's middleware would handle exceptions twice more, and Observe does.
     router = StaticRouter(ROUTES, lifespan)

@@ -1,7 +1,7 @@
 """The handlers: each decodes, calls and answers."""
 
 import msgspec
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -9,7 +9,7 @@ from service.body import read_appointment
 from service.instants import format_instant
 from service.logs import note
 from service.messages import DEFAULT_ORGANISATION, Accepted, Instant, OrganisationId
-from service.metrics import REGISTRY, VERDICTS
+from service.metrics import VERDICTS, exposition
 from service.problems import Conflict, ProblemError
 from service.query import read_query
 from service.readiness import why_not_ready
@@ -65,4 +65,4 @@ async def readyz(request: Request) -> Response:
 
 
 async def metrics(_: Request) -> Response:
-    return Response(generate_latest(REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    return Response(exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -1,5 +1,9 @@
 """The figures of `/metrics`. Every label has a bounded set of values: routes, not paths."""
 
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from functools import cache, partial
 
 from asyncpg import Pool
@@ -11,7 +15,11 @@ from prometheus_client import (
     Histogram,
     PlatformCollector,
     ProcessCollector,
+    generate_latest,
 )
+from prometheus_client.multiprocess import MultiProcessCollector
+
+SAMPLE_SECONDS = 1
 
 REGISTRY = CollectorRegistry()
 for collector in (ProcessCollector, PlatformCollector, GCCollector):
@@ -32,17 +40,9 @@ STATEMENT_SECONDS = seconds(
 statement_seconds = cache(STATEMENT_SECONDS.labels)
 verdicts = Counter("appointment_verdicts", "What became of sound appointments.", ("verdict",), registry=REGISTRY)
 VERDICTS = {outcome: verdicts.labels(outcome) for outcome in ("ok", "stale", "conflict")}
-POOL_CONNECTIONS = Gauge(
-    "database_pool_connections", "Connections of the pool, by what they do.", ("state",), registry=REGISTRY
-)
-
-
-def watch_pool(pool: Pool) -> None:
-    """Figures of the pool are read when they are asked for."""
-    POOL_CONNECTIONS.labels("idle").set_function(pool.get_idle_size)
-    POOL_CONNECTIONS.labels("busy").set_function(lambda: pool.get_size() - pool.get_idle_size())
-
-
+gauge = partial(Gauge, multiprocess_mode="livesum", registry=REGISTRY)
+POOL_CONNECTIONS = gauge("database_pool_connections", "Connections of the pool, by what they do.", ("state",))
+WRITES_WAITING = gauge("writer_waiting_writes", "Writes that wait for their verdict.")
 BATCH_WRITES = Histogram(
     "writer_batch_writes",
     "Writes of a batch.",
@@ -60,3 +60,30 @@ BUSY_CARRIES = Counter(
 PATIENT_BATCHES = Counter(
     "writer_patient_batches", "Batches that waited for an organisation's lock.", registry=REGISTRY
 )
+
+
+def exposition() -> bytes:
+    """Where there are several workers, what all of them have counted."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return generate_latest(REGISTRY)
+    added_up = CollectorRegistry()
+    MultiProcessCollector(added_up)
+    return generate_latest(added_up)
+
+
+@asynccontextmanager
+async def sampled(pool: Pool, waiting: Callable[[], int]) -> AsyncIterator[None]:
+    """Keeps up what is a level and not a count."""
+
+    async def sample() -> None:
+        while True:
+            POOL_CONNECTIONS.labels("idle").set(pool.get_idle_size())
+            POOL_CONNECTIONS.labels("busy").set(pool.get_size() - pool.get_idle_size())
+            WRITES_WAITING.set(waiting())
+            await asyncio.sleep(SAMPLE_SECONDS)
+
+    task = asyncio.create_task(sample())
+    try:
+        yield
+    finally:
+        task.cancel()

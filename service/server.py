@@ -1,6 +1,5 @@
 """uvicorn, set up for this service."""
 
-import asyncio
 import signal
 import socket
 from collections.abc import Iterator
@@ -9,7 +8,6 @@ from math import ceil
 from types import FrameType
 
 import asyncpg
-import msgspec
 import uvicorn
 
 from service.app import create_app
@@ -58,13 +56,11 @@ async def check_database(settings: Settings) -> None:
         raise StartError(f"The database refuses: {' '.join(str(error).split())}") from error
 
 
-def serve(settings: Settings, database_url: str, listener: socket.socket) -> None:
+def run(settings: Settings, listener: socket.socket) -> None:
     """Serves until SIGINT, or SIGTERM and the drain time; then answers what is in flight."""
-    actual = msgspec.structs.replace(settings, database_url=database_url, port=listener.getsockname()[1])
-    asyncio.run(check_database(actual))
     server = Server(
         uvicorn.Config(
-            create_app(actual),
+            create_app(settings),
             loop="uvloop",
             http=Protocol,
             ws="none",

@@ -33,6 +33,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     linger_ms_max: NotNegative = 5_000
     pool_connections_max: Positive = 10
     pool_wait_ms_max: Positive = 2_000
+    workers: Positive = 1
     lanes: Positive = 1
     batch_writes_max: Positive = 256
     writes_waiting_max: Positive = 2_000

@@ -58,6 +58,10 @@ class Writer:
         finally:
             self._waiting -= 1
 
+    def waiting(self) -> int:
+        """Writes without a verdict yet."""
+        return self._waiting
+
     async def expire(self) -> None:
         """Refuses those who wait too long to be taken into a batch; the time of a batch has a limit too."""
         while True:
