@@ -53,9 +53,11 @@ def wait_until_blocked(url: str) -> None:
 
 VIOLATIONS = {
     "active appointments that overlap": """
-        select a.org_id, a.external_id, b.external_id from appointments a join appointments b
-        on a.org_id = b.org_id and a.id < b.id and a.during && b.during
-        where not a.cancelled and not b.cancelled""",
+        select org_id, external_id from (
+            select org_id, external_id,
+                lower(during) < lag(upper(during)) over (partition by org_id order by lower(during)) as reaches_back
+            from appointments where not cancelled) a
+        where reaches_back""",
     "versions with a gap, a twin, or out of the order of the sequence": """
         select org_id, appointment_id from (
             select org_id, appointment_id, version,

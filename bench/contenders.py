@@ -1,0 +1,97 @@
+"""Those who are measured: each a server process with a database of its own, on one PostgreSQL."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+from urllib.error import HTTPError
+
+import psutil
+
+from service import ROOT
+from service.server import listening
+from service.settings import Settings
+from tests.databases import new_database
+
+START_SECONDS_MAX = 60
+
+
+class Contender(NamedTuple):
+    """A server and the database it alone writes to."""
+
+    url: str
+    database_url: str
+    process: psutil.Process
+
+    def memory_mb(self) -> float:
+        """Of the largest of its processes."""
+        processes = [self.process, *self.process.children(recursive=True)]
+        return max(process.memory_info().rss for process in processes) / 1e6
+
+    def statuses(self) -> dict[str, int]:
+        """Of the service: how many answers it has given of each status."""
+        with urllib.request.urlopen(f"{self.url}/metrics") as response:
+            text = response.read().decode()
+        found = re.findall(r'^http_request_duration_seconds_count{.*status="(\d+)"} (.+)$', text, re.MULTILINE)
+        counts: dict[str, int] = {}
+        for status, count in found:
+            counts[status] = counts.get(status, 0) + int(float(count))
+        return counts
+
+
+@contextmanager
+def service(server_url: str, template: str, **settings: str) -> Iterator[Contender]:
+    command = [sys.executable, "-m", "service", "serve"]
+    with contender(server_url, template, command, LOG_LEVEL="warning", **settings) as started:
+        yield started
+
+
+@contextmanager
+def rival(server_url: str, template: str, name: str, pool: int, workers: int) -> Iterator[Contender]:
+    """One of `bench/rivals/`, with uvicorn's settings for production."""
+    options = ["--loop=uvloop", "--http=httptools", "--no-access-log", "--log-level=warning", f"--workers={workers}"]
+    command = [sys.executable, "-m", "uvicorn", f"bench.rivals.{name}:app", *options]
+    with contender(server_url, template, command, POOL=str(pool)) as started:
+        yield started
+
+
+@contextmanager
+def contender(server_url: str, template: str, command: list[str], **environment: str) -> Iterator[Contender]:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    if command[2] == "uvicorn":
+        command = [*command, f"--port={port}"]
+    with TemporaryDirectory() as directory, new_database(server_url, template) as database_url:
+        own = {"PORT": str(port), "DATABASE_URL": database_url, "PYTHONPATH": str(ROOT)} | environment
+        process = subprocess.Popen(command, cwd=directory, env=os.environ | own)
+        try:
+            wait_until_it_answers(url, process)
+            yield Contender(url, database_url, psutil.Process(process.pid))
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def free_port() -> int:
+    with listening(Settings(port=0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def wait_until_it_answers(url: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_SECONDS_MAX
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            urllib.request.urlopen(f"{url}/livez")
+        except HTTPError:  # a rival has no such route, but it answers
+            return
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+    raise RuntimeError(f"{url} does not answer")

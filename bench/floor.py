@@ -1,0 +1,82 @@
+"""The floor: PostgreSQL's own pgbench runs the service's statements, one transaction at a time."""
+
+import os
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+import psycopg
+
+from service.embedded import BINARIES
+from service.statements import LIST_APPOINTMENTS, UPSERT_APPOINTMENT, Statement
+
+# New appointments that overlap nothing: each client has days of its own. pgbench knows numbers only,
+# so an organisation is one, and a day is written as 20001231.
+UPSERT_SCRIPT = r"""
+\set slot (:sent * :clients + :client_id) / 1000
+\set sent :sent + 1
+\set organisation (:sent * :clients + :client_id) % 1000
+\set external_id (:client_id + 1) * 1000000000 + :sent
+\set start (2000 + :slot / 324) * 10000 + (:slot % 324 / 27 + 1) * 100 + :slot % 27 + 1
+\set end :start + 1
+\set updated_at 20000101
+"""
+UPSERT_VARIABLES = {
+    "$1::text": ":organisation::text",
+    "$2::text": ":external_id::text",
+    "$3::timestamptz": ":start::timestamptz",
+    "$4::timestamptz": ":end::timestamptz",
+    "$5::timestamptz": ":updated_at::timestamptz",
+    "$6::timestamptz": ":updated_at::timestamptz",
+    "$7::uuid": "lpad(:external_id::text, 32, '0')::uuid",
+}
+SESSION = "-c plan_cache_mode=force_generic_plan -c jit=off -c timezone=UTC"  # as the service's
+
+
+def upsert_rate(database_url: str, clients: int, seconds: float) -> float:
+    """Accepted appointments a second; a busy answer is a transaction, but none of those."""
+    elapsed = pgbench(database_url, UPSERT_SCRIPT + script(UPSERT_APPOINTMENT, UPSERT_VARIABLES), clients, seconds)[1]
+    with psycopg.connect(database_url) as session:
+        row = session.execute("select count(*) from appointment_versions").fetchone()
+    assert row
+    return float(row[0]) / elapsed
+
+
+def list_rate(database_url: str, clients: int, seconds: float) -> float:
+    """Reads a second of the organisation `1000`."""
+    variables = {"$1::text": ":organisation::text", "$2::timestamptz": "null::timestamptz"}
+    text = "\\set organisation 1000\n" + script(LIST_APPOINTMENTS, variables)
+    transactions, elapsed = pgbench(database_url, text, clients, seconds)
+    return transactions / elapsed
+
+
+def script(statement: Statement, variables: dict[str, str]) -> str:
+    """The statement as it stands in sql/, its parameters replaced."""
+    text = re.sub("^--.*\n| --.*$", "", statement.text, flags=re.MULTILINE)
+    for parameter, variable in variables.items():
+        assert parameter in text, parameter
+        text = text.replace(parameter, variable)
+    assert "$" not in text
+    return text
+
+
+def pgbench(database_url: str, text: str, clients: int, seconds: float) -> tuple[int, float]:
+    """Transactions and the seconds they took."""
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "script.sql"
+        file.write_text(text, encoding="utf-8")
+        options = ["--no-vacuum", "--protocol=prepared", "--define=sent=0", f"--define=clients={clients}"]
+        command = [str(BINARIES / "pgbench"), *options, f"--client={clients}", f"--time={max(1, round(seconds))}"]
+        done = subprocess.run(
+            [*command, f"--file={file}", database_url],
+            env=os.environ | {"PGOPTIONS": SESSION},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    transactions = re.search(r"actually processed: (\d+)", done.stdout)
+    rate = re.search(r"tps = ([\d.]+)", done.stdout)
+    assert transactions, done.stdout
+    assert rate, done.stdout
+    return int(transactions[1]), int(transactions[1]) / float(rate[1])

@@ -1,0 +1,136 @@
+"""Open-loop load: requests leave on schedule, whatever the answers do, so that queueing shows."""
+
+import asyncio
+import re
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from time import perf_counter
+from typing import NamedTuple
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import uvloop
+
+CONNECTIONS_MAX = 512
+TICK_SECONDS = 0.001
+ANSWER_SECONDS_MAX = 30
+LENGTH = re.compile(rb"content-length: (\d+)", re.IGNORECASE)
+
+
+class Latencies(NamedTuple):
+    """Times from when a request was due to when its answer was whole; `refused` are statuses above 399."""
+
+    answers: int
+    refused: int
+    lost: int
+    p50_ms: float
+    p99_ms: float
+    max_ms: float
+
+
+def load(url: str, rate: float, seconds: float, organisations: int = 1000) -> Latencies:
+    """New appointments, `rate` a second, at even distances."""
+    return uvloop.run(run(url, rate, seconds, organisations))
+
+
+class Connection(asyncio.Protocol):
+    """One request at a time."""
+
+    def __init__(self, schedule: "Schedule") -> None:
+        self._schedule = schedule
+        self._received = b""
+        self._due = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+        self._schedule.free(self)
+
+    def send(self, request: bytes, due: float) -> None:
+        self._due = due
+        self._transport.write(request)  # type: ignore[attr-defined]
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        head, separator, body = self._received.partition(b"\r\n\r\n")
+        length = LENGTH.search(head)
+        if separator and length and len(body) >= int(length[1]):
+            self._received = b""
+            self._schedule.answered(int(head[9:12]), perf_counter() - self._due)
+            self._schedule.free(self)
+
+    def close(self) -> None:
+        self._transport.close()
+
+
+class Schedule:
+    """Who is free, who is due, and what was measured."""
+
+    def __init__(self, requests: Iterator[bytes]) -> None:
+        self._requests = requests
+        self._free: deque[Connection] = deque()
+        self._due: deque[float] = deque()
+        self._last, self._done = -1, asyncio.Event()
+        self.seconds: list[float] = []
+        self.refused = 0
+
+    def due(self, at: float) -> None:
+        self._due.append(at)
+        self._match()
+
+    def free(self, connection: Connection) -> None:
+        self._free.append(connection)
+        self._match()
+
+    def _match(self) -> None:
+        while self._due and self._free:
+            self._free.popleft().send(next(self._requests), self._due.popleft())
+
+    async def all_answered(self, count: int) -> None:
+        self._last = count
+        if len(self.seconds) < count:
+            await self._done.wait()
+
+    def answered(self, status: int, seconds: float) -> None:
+        self.seconds.append(seconds)
+        if len(self.seconds) == self._last:
+            self._done.set()
+        self.refused += status > 399
+
+
+async def run(url: str, rate: float, seconds: float, organisations: int) -> Latencies:
+    schedule = Schedule(appointments(organisations))
+    loop, parts = asyncio.get_running_loop(), urlsplit(url)
+    opened = [
+        await loop.create_connection(lambda: Connection(schedule), parts.hostname or "", parts.port or 0)
+        for _ in range(CONNECTIONS_MAX)
+    ]
+    count, sent, start = round(rate * seconds), 0, perf_counter()
+    while sent < count:
+        while sent < count and start + sent / rate <= perf_counter():
+            schedule.due(start + sent / rate)
+            sent += 1
+        await asyncio.sleep(TICK_SECONDS)
+    with suppress(TimeoutError):
+        await asyncio.wait_for(schedule.all_answered(count), ANSWER_SECONDS_MAX)
+    for _, connection in opened:
+        connection.close()
+    ordered = sorted(schedule.seconds)
+    p50, p99 = (ordered[int(len(ordered) * share)] * 1e3 for share in (0.5, 0.99))
+    return Latencies(len(ordered), schedule.refused, count - len(ordered), p50, p99, ordered[-1] * 1e3)
+
+
+def appointments(organisations: int) -> Iterator[bytes]:
+    """Requests for appointments that overlap nothing."""
+    run = uuid4().hex[:8]
+    for number in range(organisations * 27 * 12 * 8000):
+        slot = number // organisations
+        day = f"{2000 + slot // 324:04d}-{slot % 324 // 27 + 1:02d}-"
+        body = (
+            f'{{"id":"{run}-{number}","start":"{day}{slot % 27 + 1:02d}","end":"{day}{slot % 27 + 2:02d}",'
+            f'"createdAt":"2000-01-01","updatedAt":"2000-01-01","orgId":"o-{number % organisations}"}}'
+        )
+        yield (
+            "POST /api/appointments HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n{body}"
+        ).encode()

@@ -1,0 +1,51 @@
+"""How much is measured."""
+
+from typing import NamedTuple
+
+
+class Size(NamedTuple):
+    """`tunings` are the pairs of pool and processes that rivals may choose from; `loads` are shares of
+    the service's rate."""
+
+    seconds: float
+    rounds: int
+    soak_seconds: float
+    connections: tuple[int, ...]
+    pgbench_clients: tuple[int, ...]
+    tunings: tuple[tuple[int, int], ...]
+    tables: tuple[int, ...]
+    loads: tuple[float, ...]
+
+
+SIZES = {
+    "full": Size(
+        seconds=5,
+        rounds=3,
+        soak_seconds=300,
+        connections=(1, 4, 16, 64, 256, 1000),
+        pgbench_clients=(1, 4, 16, 32, 64),
+        tunings=((4, 1), (8, 1), (16, 1), (32, 1), (4, 2), (8, 2), (16, 2)),
+        tables=(10_000, 100_000, 1_000_000, 5_000_000),
+        loads=(0.25, 0.5, 0.75, 0.9),
+    ),
+    "quick": Size(
+        seconds=2,
+        rounds=2,
+        soak_seconds=0,
+        connections=(1, 64, 1000),
+        pgbench_clients=(16, 32),
+        tunings=((8, 1), (8, 2)),
+        tables=(10_000, 100_000),
+        loads=(0.5,),
+    ),
+    "tiny": Size(
+        seconds=1,
+        rounds=1,
+        soak_seconds=0,
+        connections=(1, 64),
+        pgbench_clients=(8,),
+        tunings=((8, 1),),
+        tables=(100, 1000),
+        loads=(0.5,),
+    ),
+}

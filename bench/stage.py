@@ -1,0 +1,88 @@
+"""The PostgreSQL and the contenders of one run, opened when they are first needed."""
+
+import shutil
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+import psycopg
+
+from bench import contenders, wrk
+from bench.contenders import Contender
+from bench.sizes import Size
+from service import embedded
+from tests.databases import migrated_template, new_database, query
+
+ORGANISATIONS = 1000
+WARM_UP_SECONDS = 1
+LISTED = {"100": 100, "1000": 1000, "100000": 100_000}  # organisations to read, and their appointments
+
+
+class Stage:
+    """`tunings` are the pool and the processes that each rival did best with."""
+
+    def __init__(self, size: Size) -> None:
+        self.size = size
+        self.tunings: dict[str, tuple[int, int]] = {}
+        self._opened: dict[str, Contender] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        directory = Path(tempfile.mkdtemp(prefix="appointments-bench-", dir="/tmp"))
+        self._stack.callback(shutil.rmtree, directory)
+        self.server_url = self._stack.enter_context(embedded.running(directory))
+        self.template = self._stack.enter_context(migrated_template(self.server_url))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._stack.close()
+
+    def contender(self, name: str) -> Contender:
+        """`service`, `workers` (two processes), `reads`, `table N` (N appointments are there), `pool`, `orm`."""
+        if name not in self._opened:
+            self._opened[name] = self._open(name)
+        return self._opened[name]
+
+    def floor(self) -> str:
+        """The URL of pgbench's database."""
+        if "pgbench" not in self._opened:
+            url = self._stack.enter_context(new_database(self.server_url, self.template))
+            self._opened["pgbench"] = Contender("", url, psutil.Process())
+        return self._opened["pgbench"].database_url
+
+    def _open(self, name: str) -> Contender:
+        if name in ("pool", "orm"):
+            pool, workers = self.tunings[name] = self._best_tuning(name)
+            rival = contenders.rival(self.server_url, self.template, name, pool, workers)
+            opened = self._stack.enter_context(rival)
+        else:
+            settings = {"WORKERS": "2"} if name == "workers" else {}
+            opened = self._stack.enter_context(contenders.service(self.server_url, self.template, **settings))
+        if name == "reads":
+            for organisation, rows in LISTED.items():
+                fill(opened.database_url, rows, 1, organisation[:-1])  # n % 1 is 0, so the name ends in 0
+        elif name.startswith("table "):
+            fill(opened.database_url, int(name.removeprefix("table ")), ORGANISATIONS, "o-")
+        wrk.load(opened.url, "new", WARM_UP_SECONDS, 64)
+        return opened
+
+    def _best_tuning(self, name: str) -> tuple[int, int]:
+        if len(self.size.tunings) == 1:
+            return self.size.tunings[0]
+        rates = {}
+        for tuning in self.size.tunings:
+            with contenders.rival(self.server_url, self.template, name, *tuning) as rival:
+                wrk.load(rival.url, "new", WARM_UP_SECONDS, 64)
+                query(rival.database_url, "truncate appointments, appointment_versions")
+                rates[tuning] = wrk.load(rival.url, "new", self.size.seconds, 64).rate
+        return max(rates, key=lambda tuning: rates[tuning])
+
+
+def fill(database_url: str, rows: int, organisations: int, prefix: str) -> None:
+    statement = Path(__file__).with_name("fill.sql").read_text(encoding="utf-8")
+    with psycopg.connect(database_url, autocommit=True) as session:
+        session.execute(statement.encode(), {"rows": rows, "organisations": organisations, "prefix": prefix})
+        session.execute("vacuum analyze appointments, appointment_versions")

@@ -1,0 +1,76 @@
+"""The table: what is to be reached, and what of it was."""
+
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import NamedTuple
+
+from bench.measurements import Figures, Measurement
+from bench.sizes import Size
+
+Round = dict[Measurement, Figures]
+
+
+class Target(NamedTuple):
+    """`figure` of the first of `of` against that of the second; of several seconds the best counts."""
+
+    name: str
+    work: str
+    figure: str
+    of: Measurement
+    against: Sequence[Measurement]
+    bound: float
+    at_least: bool = True
+
+    def ratio(self, rounds: Sequence[Round]) -> float:
+        """The median of the rounds' own ratios: within a round the machine is most alike."""
+        best: Callable[..., float] = max if self.at_least else min
+        return median(
+            rounds_[self.of][self.figure] / best(rounds_[other][self.figure] for other in self.against)
+            for rounds_ in rounds
+        )
+
+    def reached(self, ratio: float) -> bool:
+        return ratio >= self.bound if self.at_least else ratio <= self.bound
+
+
+def targets(size: Size) -> list[Target]:
+    def new(contender: str, connections: int = 64) -> Measurement:
+        return Measurement(contender, "new", connections)
+
+    service, most, tables = new("service"), max(size.connections), size.tables
+    small, large = new(f"table {tables[0]}"), new(f"table {tables[-1]}")
+    pgbench = [new("pgbench", clients) for clients in size.pgbench_clients]
+    lists = [Measurement("pgbench", "list", clients) for clients in size.pgbench_clients]
+    storm, half = Measurement("service", "storm", 256), Measurement("service", "open", 0.5)
+    pool = half._replace(contender="pool")
+    hot, at, at_most = Measurement("service", "hot", 64), *(Measurement("reads", "at", rows) for rows in (100, 100_000))
+    return [
+        Target("W1", "new appointments, 64 connections, against pgbench", "rate", service, pgbench, 1.5),
+        Target("W2", "the same against rival b", "rate", service, [new("pool")], 3),
+        Target("W2", "the same against rival c", "rate", service, [new("orm")], 8),
+        Target("W3", "one organisation against 1,000", "rate", service._replace(work="one"), [service], 0.8),
+        Target("W4", "storm over 256 connections against W1", "rate", storm, [service], 1.0),
+        Target("W4", "its p99 against W1's", "p99", storm, [service], 3, at_least=False),
+        Target("W5", f"{most:,} connections against 64", "rate", new("service", most), [service], 0.8),
+        Target("W6", f"a table of {tables[-1]:,} against {tables[0]:,}", "rate", large, [small], 0.8),
+        Target("W7", "p99 at half of W1's rate (open loop) against rival b", "p99", half, [pool], 0.5, at_least=False),
+        Target("W8", "one connection against rival b", "rate", new("service", 1), [new("pool", 1)], 1.0),
+        Target("W9", "two processes against one", "rate", new("workers"), [service], 1.0),
+        Target("W9", "the same on 5 organisations", "rate", hot._replace(contender="workers"), [hot], 1.0),
+        Target("R1", "a list of 1,000 against pgbench", "rate", Measurement("reads", "list", 64), lists, 0.8),
+        Target("R2", "p50 of an instant in 100,000 against one in 100", "p50", at_most, [at], 1.3, at_least=False),
+    ]
+
+
+def measurements(size: Size, wanted: Sequence[Target], everything: bool) -> list[Measurement]:
+    """What the targets need, and what the charts do. Those that are compared stand side by side."""
+    found: dict[Measurement, None] = {}
+    for target in wanted:
+        found |= dict.fromkeys([target.of, *target.against])
+    if everything:
+        for connections in size.connections:
+            rivals = ("service", "pool", "orm") if connections <= 256 else ("service",)
+            found |= dict.fromkeys(Measurement(name, "new", connections) for name in rivals)
+        found |= dict.fromkeys(Measurement(f"table {rows}", "new", 64) for rows in size.tables)
+        found |= dict.fromkeys(Measurement(name, "open", load) for load in size.loads for name in ("service", "pool"))
+    return list(found)

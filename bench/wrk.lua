@@ -1,0 +1,45 @@
+-- The requests that wrk sends, and what it measured. There is no response(): it would cost wrk a fifth of
+-- its rate; the database tells what was accepted. Settings are environment variables:
+--   WORK           new: appointments that overlap nothing; storm: 40 appointments fight for 40 slots; get
+--   ORGANISATIONS  over how many organisations
+--   RUN            a number of its own, up to 4,000, so that two runs have neither an id nor an interval in common
+--   TARGET         path and query of the requests
+local work = os.getenv("WORK")
+local organisations = tonumber(os.getenv("ORGANISATIONS"))
+local run = tonumber(os.getenv("RUN"))
+local target = os.getenv("TARGET")
+local sent = 0
+
+local function instant(minutes)
+    local days = math.floor(minutes / 1440)
+    local year, day = 2000 + math.floor(days / 336), days % 336 -- months of 28 days
+    return string.format("%04d-%02d-%02d %02d:%02d", year, math.floor(day / 28) + 1, day % 28 + 1,
+        math.floor(minutes % 1440 / 60), minutes % 60)
+end
+
+local function post(organisation, id, start, minutes, updated)
+    local body = string.format(
+        '{"id":"%d-%d","start":"%s","end":"%s","createdAt":"2000-01-01","updatedAt":"%s","orgId":"o-%d"}',
+        run, id, instant(start), instant(start + minutes), instant(updated), organisation)
+    return string.format(
+        "POST %s HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s",
+        target, #body, body)
+end
+
+function request()
+    sent = sent + 1
+    if work == "get" then
+        return string.format("GET %s HTTP/1.1\r\nHost: bench\r\n\r\n", target)
+    elseif work == "storm" then
+        return post(0, math.random(40), math.random(40) * 30, math.random(2) * 30, sent + math.random(1000))
+    end
+    return post(sent % organisations, sent, run * 1000000 + math.floor(sent / organisations) * 10, 10, 0)
+end
+
+function done(summary, latency)
+    local errors = summary.errors
+    io.write(string.format(
+        '\n{"answers": %d, "refused": %d, "lost": %d, "seconds": %f, "p50_ms": %f, "p99_ms": %f, "max_ms": %f}\n',
+        summary.requests, errors.status, errors.connect + errors.read + errors.write + errors.timeout,
+        summary.duration / 1e6, latency:percentile(50) / 1e3, latency:percentile(99) / 1e3, latency.max / 1e3))
+end

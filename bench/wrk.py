@@ -1,0 +1,46 @@
+"""Closed-loop load: wrk with the requests of wrk.lua."""
+
+import json
+import os
+import shutil
+import subprocess
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple
+
+SCRIPT = Path(__file__).with_name("wrk.lua")
+RUNS = count()
+POST_TARGET = "/api/appointments"
+
+
+class Load(NamedTuple):
+    """What wrk saw. `refused` counts statuses above 399, `lost` the answers that never came."""
+
+    answers: int
+    refused: int
+    lost: int
+    seconds: float
+    p50_ms: float
+    p99_ms: float
+    max_ms: float
+
+    @property
+    def rate(self) -> float:
+        """Answers a second."""
+        return self.answers / self.seconds
+
+
+def missing() -> str | None:
+    """What to install, if there is no wrk."""
+    return None if shutil.which("wrk") else "wrk is missing; install it: apt-get install wrk, or brew install wrk"
+
+
+def load(
+    url: str, work: str, seconds: float, connections: int, *, organisations: int = 1000, target: str = POST_TARGET
+) -> Load:
+    """`work` is one of wrk.lua's."""
+    environment = {"WORK": work, "ORGANISATIONS": str(organisations), "RUN": str(next(RUNS)), "TARGET": target}
+    options = ["-t1", f"-c{connections}", f"-d{max(1, round(seconds))}", "--timeout=60s", f"--script={SCRIPT}"]
+    command = ["wrk", *options, url]
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True)
+    return Load(**json.loads(done.stdout.splitlines()[-1]))
