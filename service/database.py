@@ -127,14 +127,15 @@ def undecided(error: Exception) -> bool:
 
 
 @asynccontextmanager
-async def open_database(settings: Settings) -> AsyncIterator[Database]:
+async def open_database(settings: Settings, lock_ms_max: int = 0) -> AsyncIterator[Database]:
+    """`lock_ms_max` limits the wait for a lock; 0: only the statement's time is limited."""
     async with asyncpg.create_pool(
         min_size=1,
         max_size=settings.pool_connections_max,
         max_inactive_connection_lifetime=0,
         init=set_instant_codec,
         reset=keep_session,
-        **connect_options(settings),
+        **connect_options(settings, lock_ms_max),
     ) as pool:
         yield Database(pool, settings)
 
@@ -151,14 +152,15 @@ async def open_connection(settings: Settings, on_close: Callable[[], None]) -> A
         connection.terminate()
 
 
-def connect_options(settings: Settings) -> dict[str, Any]:
+def connect_options(settings: Settings, lock_ms_max: int = 0) -> dict[str, Any]:
+    limits = {"statement_timeout": str(settings.statement_ms_max), "lock_timeout": str(lock_ms_max)}
     return {
         "dsn": settings.database_url,
         "max_cached_statement_lifetime": 0,
         "timeout": settings.connect_ms_max / 1e3,
         # The server's own timeout comes first and leaves the connection usable.
         "command_timeout": settings.statement_ms_max / 1e3 + 1,
-        "server_settings": SESSION | {"statement_timeout": str(settings.statement_ms_max)},
+        "server_settings": SESSION | limits,
     }
 
 

@@ -2,75 +2,122 @@
 
 They come here if another process was at the organisation in too many rounds (so that nobody starves:
 PostgreSQL lets no try for a lock pass one who waits), or if their batch was refused as a whole, as by
-a race with a writer that takes no lock. A transaction holds the lock of one organisation only, so no
-two can wait for each other; and it is none of a lane's, which others need.
+a race with a writer that takes no lock. What comes for the same organisations meanwhile follows them,
+so that processes that want the same organisations take turns, batch by batch.
+
+A batch here is one pipeline and one commit too. Its first statements wait for the locks, in the order
+of the organisations' names, so that no two batches wait for each other. A batch that fails, or whose
+locks do not come in time, is narrowed down: to single organisations, then to single writes.
 """
 
 import asyncio
 from collections.abc import Iterable
+from itertools import groupby
+from operator import attrgetter
+from time import monotonic
 
 import asyncpg
 
 from service import metrics
 from service.database import Database
 from service.problems import ProblemError
-from service.statements import LOCK_ORGANISATION, UPSERT_APPOINTMENT
+from service.statements import UPSERT_APPOINTMENT
 from service.verdict import CONFLICT, Write, settle, too_late
+
+LOCK_MS_MAX = 500  # of one try; one that fails frees the connection and goes to the end of the lock's queue
 
 
 class Patience:
-    """One transaction at a time for an organisation, with all that has gathered meanwhile."""
+    """`_came`, for each organisation that is waited for: who came since its last batch began."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, wait_seconds: float) -> None:
         self._database = database
-        self._gathered: dict[str, list[Write]] = {}
+        self._wait_seconds = wait_seconds
+        self._came: dict[str, list[Write]] = {}
+        self._together: set[str] = set()  # those that share their batches
         self.tasks: set[asyncio.Task[None]] = set()
 
     def joined_by(self, write: Write) -> bool:
         """Whether the organisation is waited for already; then the write is taken."""
-        gathered = self._gathered.get(write.organisation)
-        if gathered is not None:
-            gathered.append(write)
-        return gathered is not None
+        came = self._came.get(write.organisation)
+        if came is not None:
+            came.append(write)
+        return came is not None
 
     def put(self, writes: Iterable[Write]) -> None:
+        at_rest = not self._together
         for write in writes:
             if not self.joined_by(write):
-                self._gathered[write.organisation] = [write]
-                task = asyncio.create_task(self._work(write.organisation))
-                self.tasks.add(task)
-                task.add_done_callback(self.tasks.discard)
+                self._came[write.organisation] = [write]
+                self._together.add(write.organisation)
+        if at_rest and self._together:
+            self._start(self._together)
 
-    def expire(self, queued_before: float) -> None:
-        for gathered in self._gathered.values():
-            for write in gathered:
-                if write.queued_at < queued_before:
-                    write.refuse(too_late())
+    def expire(self) -> None:
+        for came in self._came.values():
+            self._expire(came)
 
-    async def _work(self, organisation: str) -> None:
-        try:
-            while batch := [write for write in self._gathered[organisation] if not write.future.done()]:
-                self._gathered[organisation] = []
-                await self._decide(organisation, batch)
-        finally:
-            del self._gathered[organisation]
+    def _expire(self, writes: Iterable[Write]) -> None:
+        queued_before = monotonic() - self._wait_seconds
+        for write in writes:
+            if write.queued_at < queued_before:
+                write.refuse(too_late())
 
-    async def _decide(self, organisation: str, batch: list[Write]) -> None:
+    def _start(self, organisations: set[str]) -> None:
+        task = asyncio.create_task(self._work(organisations))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def _work(self, organisations: set[str]) -> None:
+        """Batch after batch, until nobody comes for these organisations."""
+        while batch := self._take(organisations):
+            late = await self._decide(batch)
+            self._expire(late)
+            for part in by_organisation(late):  # whoever holds its lock so long shall keep no other waiting
+                organisation = part[0].organisation
+                self._came[organisation][:0] = part
+                organisations.remove(organisation)
+                self._start({organisation})
+
+    def _take(self, organisations: set[str]) -> list[Write]:
+        """Who came for them; those that nobody came for are no longer waited for."""
+        batch = []
+        for organisation in sorted(organisations):
+            if came := [write for write in self._came.pop(organisation) if not write.future.done()]:
+                self._came[organisation] = []
+                batch += came
+            else:
+                organisations.remove(organisation)
+        return batch
+
+    async def _decide(self, batch: list[Write]) -> list[Write]:
+        """Returns those whose locks did not come in time."""
         metrics.PATIENT_BATCHES.inc()
+        parts = by_organisation(batch)
+        locks = [(part[0].organisation, *[None] * 6) for part in parts]
         try:
-            async with self._database.connection() as connection, connection.transaction():
-                await connection.fetch(LOCK_ORGANISATION, organisation)
-                rows = await connection.fetch_many(UPSERT_APPOINTMENT, [write.arguments for write in batch])
+            async with self._database.connection() as connection:
+                try:
+                    rows = await connection.fetch_many(UPSERT_APPOINTMENT, [*locks, *(w.arguments for w in batch)])
+                except asyncpg.LockNotAvailableError:
+                    return batch
         except ProblemError as error:
             for write in batch:
                 write.refuse(error)
         except Exception as error:
-            if len(batch) > 1:  # one by one, so that an error is only its own
-                for write in batch:
-                    await self._decide(organisation, [write])
-            elif isinstance(error, asyncpg.ExclusionViolationError):  # by a writer that takes no lock
+            if len(batch) > 1:  # so that an error is only its own
+                narrower = parts if len(parts) > 1 else [[write] for write in batch]
+                return [late for part in narrower for late in await self._decide(part)]
+            if isinstance(error, asyncpg.ExclusionViolationError):  # by a writer that takes no lock
                 batch[0].settle(CONFLICT)
             else:
                 batch[0].refuse(error)
         else:
-            settle(batch, rows)  # the lock is held, so none is busy
+            settle(batch, rows[len(locks) :])  # the locks are held, so none is busy
+        return []
+
+
+def by_organisation(batch: Iterable[Write]) -> list[list[Write]]:
+    """In the order of their names; within one, in the order of arrival."""
+    organisation = attrgetter("organisation")
+    return [list(part) for _, part in groupby(sorted(batch, key=organisation), organisation)]

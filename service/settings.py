@@ -28,12 +28,12 @@ class Settings(Struct, frozen=True, kw_only=True):
     database_url: str = ""  # empty: the embedded PostgreSQL
     host: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65_535)] = 3000  # 0: any free one
+    workers: Positive = 1
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     body_bytes_max: Positive = 1_048_576
     linger_ms_max: NotNegative = 5_000
     pool_connections_max: Positive = 10
     pool_wait_ms_max: Positive = 2_000
-    workers: Positive = 1
     lanes: Positive = 1
     batch_writes_max: Positive = 256
     writes_waiting_max: Positive = 2_000

@@ -17,7 +17,6 @@ def load(name: str) -> Statement:
 
 
 UPSERT_APPOINTMENT = load("upsert_appointment")
-LOCK_ORGANISATION = load("lock_organisation")
 LIST_APPOINTMENTS = load("list_appointments")
 LOCK_SCHEMA = load("lock_schema")
 APPLIED_MIGRATIONS = load("applied_migrations")

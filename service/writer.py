@@ -9,7 +9,7 @@ them one after another. A lane waits for no lock: requests that must, go to pati
 """
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from time import monotonic
@@ -20,7 +20,7 @@ import structlog
 from service import metrics
 from service.database import UNKNOWN, Connection, open_connection, open_database, undecided
 from service.messages import Appointment
-from service.patience import Patience
+from service.patience import LOCK_MS_MAX, Patience
 from service.problems import ProblemError
 from service.settings import Settings
 from service.statements import UPSERT_APPOINTMENT
@@ -66,17 +66,16 @@ class Writer:
         """Refuses those who wait too long to be taken into a batch; the time of a batch has a limit too."""
         while True:
             await asyncio.sleep(EXPIRY_SECONDS)
-            queued_before = monotonic() - self._wait_seconds
-            self._patience.expire(queued_before)
+            self._patience.expire()
             for lane in self.lanes:
-                lane.expire(queued_before)
+                lane.expire(monotonic() - self._wait_seconds)
 
 
 @asynccontextmanager
 async def open_writer(settings: Settings) -> AsyncIterator[Writer]:
     patient = msgspec.structs.replace(settings, pool_connections_max=settings.patient_connections_max)
-    async with open_database(patient) as database:
-        patience = Patience(database)
+    async with open_database(patient, LOCK_MS_MAX) as database:
+        patience = Patience(database, settings.write_wait_ms_max / 1e3)
         writer = Writer(patience, settings)
         tasks = [asyncio.create_task(work) for work in (writer.expire(), *(lane.run() for lane in writer.lanes))]
         try:
@@ -157,11 +156,15 @@ class Lane:
             self._carry(settle(batch, rows))
 
     def _carry(self, busy: list[Write]) -> None:
-        """Into the next batch, in front; those that were busy too often learn patience."""
+        """Into the next batch, in front. Those that were busy too often learn patience; so do, at once,
+        several of one organisation, since that is wanted elsewhere as much as here."""
         metrics.BUSY_CARRIES.inc(len(busy))
-        for write in reversed(busy):
+        crowds = Counter(write.organisation for write in busy)
+        patient: list[Write] = []
+        again: list[Write] = []
+        for write in busy:
             write.busy_rounds += 1
-            if write.busy_rounds < BUSY_ROUNDS_MAX:
-                self._queue.appendleft(write)
-            else:
-                self._patience.put([write])
+            wanted = write.busy_rounds == BUSY_ROUNDS_MAX or crowds[write.organisation] > 1
+            (patient if wanted else again).append(write)
+        self._patience.put(patient)
+        self._queue.extendleft(reversed(again))

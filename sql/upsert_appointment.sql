@@ -7,25 +7,31 @@
 --   $4 timestamptz  end, after the start
 --   $5 timestamptz  createdAt of the payload
 --   $6 timestamptz  updatedAt of the payload
---   $7 uuid         id of the row, if there is none yet
+--   $7 uuid         id of the row, if there is none yet; null: only wait for the lock, for the upserts
+--                   that follow in the transaction
 -- Result, always one row:
 --   verdict             text         busy: the lock was not to be had, nothing is decided
 --                                    ok: written, as the version that follows
 --                                    stale: an equal or a later updatedAt is held already
 --                                    conflict: the neighbour that follows is in the way
+--                                    locked: the lock is held, and nothing else was asked for
 --   version             int4         of the row written, if ok
 --   blocker_external_id text         of the active neighbour, if conflict
 --   blocker_start       timestamptz
 --   blocker_end         timestamptz
--- Lock: the organisation's advisory lock, tried, held to the end of the transaction.
--- Errors: 23P01 if an overlapping row was committed between the snapshot and the lock. Then the
+-- Lock: the organisation's advisory lock, tried or waited for, held to the end of the transaction.
+-- Errors: 55P03 if the lock does not come within the lock timeout.
+--   23P01 if an overlapping row was committed between the snapshot and the lock. Then the
 --   payload is not stale: do update's where is looked at before the exclusion constraint is.
 -- Indexes: appointments_external_id_key, appointments_start_idx.
 --
 -- The snapshot is older than the lock, so current and neighbour may miss the newest rows; on conflict
 -- and the constraint see them. Every verdict was true at the snapshot or at the lock.
 with locked as materialized (
-    select pg_try_advisory_xact_lock(hashtextextended($1::text, 0)) as held
+    select case
+        when $7::uuid is null then pg_advisory_xact_lock(hashtextextended($1::text, 0)) is not null
+        else pg_try_advisory_xact_lock(hashtextextended($1::text, 0))
+    end as held
 ),
 -- The row we hold: looked at only where a neighbour is in the way, to tell stale from conflict.
 current as (
@@ -74,6 +80,7 @@ upserted as (
         1
     from locked
     where locked.held
+        and $7::uuid is not null
         and not exists (select from blocker)
     on conflict (org_id, external_id) do update set
         during = excluded.during,
@@ -122,6 +129,7 @@ versioned as (
 select
     case
         when not locked.held then 'busy'
+        when $7::uuid is null then 'locked'
         when versioned.version is not null then 'ok'
         when blocker.external_id is null or (select c.latest from current as c) then 'stale'
         else 'conflict'

@@ -41,6 +41,9 @@ def query(url: str, statement: str, *arguments: object) -> list[tuple[object, ..
         return cursor.fetchall() if cursor.description else []
 
 
+LOCK_ORGANISATION = "select pg_advisory_xact_lock(hashtextextended(%s, 0))"
+
+
 def wait_until_blocked(url: str) -> None:
     """Until some session of the database waits for a lock of another."""
     statement = """select count(*) from pg_stat_activity

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from service.database import Database
-from service.statements import LIST_APPOINTMENTS, LOCK_ORGANISATION, UPSERT_APPOINTMENT
+from service.statements import LIST_APPOINTMENTS, UPSERT_APPOINTMENT
 from service.uuid7 import uuid7
 from tests.databases import assert_invariants, query
 
@@ -97,7 +97,8 @@ async def test_received_at_increases_even_if_the_clock_goes_back(database: Datab
 
 async def test_a_held_lock_makes_busy_and_writes_nothing(database: Database, database_url: str) -> None:
     async with database.connection() as holder, holder.transaction():
-        await holder.fetch(LOCK_ORGANISATION, "o")
+        [locked] = await holder.fetch(UPSERT_APPOINTMENT, "o", *[None] * 6)
+        assert locked["verdict"] == "locked"
         assert await upsert(database, "a", 10, 11) == {"verdict": "busy"}
         assert (await upsert(database, "a", 10, 11, org_id="other"))["verdict"] == "ok"
     assert query(database_url, "select org_id from appointments") == [("other",)]

@@ -14,10 +14,9 @@ from service import metrics
 from service.messages import Appointment
 from service.problems import ProblemError
 from service.settings import Settings
-from service.statements import LOCK_ORGANISATION
 from service.verdict import Verdict
 from service.writer import Writer, open_writer
-from tests.databases import assert_invariants, query, wait_until_blocked, with_name
+from tests.databases import LOCK_ORGANISATION, assert_invariants, query, wait_until_blocked, with_name
 
 DAY = datetime(2020, 10, 10, tzinfo=UTC)
 OTHERS = """select pg_terminate_backend(pid, 5000) from pg_stat_activity
@@ -41,7 +40,7 @@ async def writer(database_url: str) -> AsyncIterator[Writer]:
 def foreign_lock(database_url: str, org_id: str = "o") -> Iterator[None]:
     """As another process at the organisation."""
     with psycopg.connect(database_url) as session:
-        psycopg.RawCursor(session).execute(LOCK_ORGANISATION.text.encode(), (org_id,))
+        session.execute(LOCK_ORGANISATION, (org_id,))
         yield
 
 
@@ -128,9 +127,23 @@ async def test_who_waits_too_long_for_an_organisation_gets_a_503(database_url: s
         with foreign_lock(database_url):
             first = asyncio.create_task(writer.write(appointment(1)))
             await asyncio.to_thread(wait_until_blocked, database_url)
-            assert await outcomes(all_at_once(writer, appointment(2))) == ["OVERLOADED"]
-        assert (await first).outcome == "ok"
-    assert query(database_url, "select external_id from appointments") == [("a-1",)]
+            later = asyncio.create_task(writer.write(appointment(2)))
+            assert await outcomes([first, later]) == ["OVERLOADED", "OVERLOADED"]
+            assert query(database_url, "select external_id from appointments") == []
+        assert await outcomes(all_at_once(writer, appointment(1))) == ["ok"]
+
+
+async def test_who_holds_one_lock_for_long_keeps_only_those_waiting_who_want_it(database_url: str) -> None:
+    settings = Settings(database_url=database_url)
+    async with open_writer(settings) as writer, open_writer(settings) as other:
+        with foreign_lock(database_url, "held"):
+            held = all_at_once(writer, appointment(1, "held"), appointment(2, "held"))
+            await asyncio.to_thread(wait_until_blocked, database_url)
+            for number in range(50):
+                pair = [*all_at_once(writer, appointment(2 * number)), *all_at_once(other, appointment(2 * number + 1))]
+                assert await asyncio.wait_for(outcomes(pair), 3) == ["ok", "ok"]
+            assert not any(write.done() for write in held)
+        assert await outcomes(held) == ["ok", "ok"]
 
 
 async def test_over_the_limit_is_a_503_at_once(database_url: str) -> None:
