@@ -52,6 +52,8 @@ class Connection:
     async def fetch_many(self, statement: Statement, batch: Sequence[tuple[object, ...]]) -> list[asyncpg.Record]:
         """Runs a statement that gives one row for each item, in one round trip. Outside a transaction
         all are committed together, and one error undoes them all."""
+        if len(batch) == 1:  # a pipeline of one takes a tenth longer
+            return await self.fetch(statement, *batch[0])
         with timed(statement, self._slow_seconds):
             rows: list[asyncpg.Record] = await self._connection.fetchmany(statement.text, batch)
             return rows

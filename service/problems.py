@@ -38,6 +38,10 @@ class Kind(NamedTuple):
     status: int
     when: str
 
+    @property
+    def title(self) -> str:
+        return TITLES[self.status]
+
 
 KINDS: Mapping[Code, Kind] = {
     "INVALID_JSON": Kind(400, "The body is not JSON, or is empty."),
@@ -55,7 +59,8 @@ KINDS: Mapping[Code, Kind] = {
     "DATABASE_UNAVAILABLE": Kind(503, "The database does not answer; sending again is always safe."),
     "NOT_READY": Kind(503, "The service should get no requests now; `detail` says why."),
 }
-PHRASES = {413: "Content Too Large"}  # RFC 9110's; HTTPStatus has the older one before Python 3.13
+# RFC 9110's phrases; HTTPStatus has an older one before Python 3.13.
+TITLES = {status.value: status.phrase for status in HTTPStatus} | {413: "Content Too Large"}
 RETRY_AFTER_SECONDS = "1"
 
 
@@ -104,12 +109,7 @@ class ProblemError(Exception):
         if status == HTTPStatus.SERVICE_UNAVAILABLE:
             self.headers["Retry-After"] = RETRY_AFTER_SECONDS
         self.problem = Problem(
-            title=PHRASES.get(status, HTTPStatus(status).phrase),
-            status=status,
-            code=code,
-            detail=detail,
-            errors=errors,
-            conflict=conflict,
+            title=KINDS[code].title, status=status, code=code, detail=detail, errors=errors, conflict=conflict
         )
 
 
