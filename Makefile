@@ -8,7 +8,7 @@ COMPILE := $(RUN) -m uv pip compile --quiet --universal --python-version 3.11 --
 	--no-emit-index-url --no-emit-find-links --no-header pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help serve dev migrate rollback migration test coverage load lint format types lock clean
+.PHONY: help serve dev migrate rollback migration test coverage load bench lint format types lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ coverage: $(VENV)/development ## Run the tests and show the lines they do not re
 
 load: $(VENV)/development ## Try a running service: make load N=100 CONCURRENCY=10
 	@$(RUN) bench/load.py --url http://127.0.0.1:$(or $(PORT),3000) --requests $(or $(N),100) --concurrency $(or $(CONCURRENCY),10)
+
+bench: $(VENV)/development ## Measure everything (half an hour); QUICK=1: in 3 minutes; ONLY="W1 W7": these alone
+	@$(RUN) -m bench $(if $(QUICK),--size quick --results .bench) $(if $(ONLY),--only $(ONLY))
 
 lint: $(VENV)/development ## Check style and format
 	@$(RUN) -m ruff check

@@ -24,7 +24,7 @@ class Measurement(NamedTuple):
         return f"{self.contender}: {self.work} {self.amount:g}"
 
 
-SETTLE_SECONDS = 0.5
+SETTLE_SECONDS = 0.3
 HOT_ORGANISATIONS = 5
 ORGANISATIONS = {"new": 1000, "one": 1, "hot": HOT_ORGANISATIONS, "storm": 1}
 
@@ -58,7 +58,7 @@ def empty(database_url: str) -> None:
 
 
 def write(contender: Contender, work: str, connections: int, seconds: float) -> Figures:
-    before = accepted(contender.database_url)
+    before = settled(contender.database_url)
     statuses = contender.statuses() if work == "storm" else {}
     kind = "storm" if work == "storm" else "new"
     load = wrk.load(contender.url, kind, seconds, connections, organisations=ORGANISATIONS[work])

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 class Size(NamedTuple):
     """`tunings` are the pairs of pool and processes that rivals may choose from; `loads` are shares of
-    the service's rate."""
+    the service's rate; `lists` are the organisations to look an instant up in."""
 
     seconds: float
     rounds: int
@@ -14,28 +14,31 @@ class Size(NamedTuple):
     pgbench_clients: tuple[int, ...]
     tunings: tuple[tuple[int, int], ...]
     tables: tuple[int, ...]
+    lists: tuple[int, int]
     loads: tuple[float, ...]
 
 
 SIZES = {
     "full": Size(
-        seconds=5,
+        seconds=4,
         rounds=3,
         soak_seconds=300,
-        connections=(1, 4, 16, 64, 256, 1000),
-        pgbench_clients=(1, 4, 16, 32, 64),
-        tunings=((4, 1), (8, 1), (16, 1), (32, 1), (4, 2), (8, 2), (16, 2)),
+        connections=(1, 16, 64, 256, 1000),
+        pgbench_clients=(8, 16, 32),
+        tunings=((8, 1), (16, 1), (8, 2), (16, 2)),
         tables=(10_000, 100_000, 1_000_000, 5_000_000),
+        lists=(100, 100_000),
         loads=(0.25, 0.5, 0.75, 0.9),
     ),
     "quick": Size(
-        seconds=2,
-        rounds=2,
+        seconds=1,
+        rounds=3,
         soak_seconds=0,
         connections=(1, 64, 1000),
-        pgbench_clients=(16, 32),
-        tunings=((8, 1), (8, 2)),
-        tables=(10_000, 100_000),
+        pgbench_clients=(16,),
+        tunings=((8, 2),),
+        tables=(1000, 20_000),
+        lists=(100, 100_000),
         loads=(0.5,),
     ),
     "tiny": Size(
@@ -46,6 +49,7 @@ SIZES = {
         pgbench_clients=(8,),
         tunings=((8, 1),),
         tables=(100, 1000),
+        lists=(100, 2000),
         loads=(0.5,),
     ),
 }

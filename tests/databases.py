@@ -68,14 +68,14 @@ VIOLATIONS = {
             from appointment_versions) v
         where version <> place""",
     "appointments that differ from their last version": """
-        select a.org_id, a.external_id from appointments a where not exists (
-            select from appointment_versions v
-            where v.appointment_id = a.id and v.version = a.version and v.during = a.during
-                and v.payload_updated_at = a.payload_updated_at and v.received_at = a.received_at
-                and v.payload_created_at = a.payload_created_at and v.cancelled = a.cancelled
-                and v.org_id = a.org_id and v.external_id = a.external_id
-                and not exists (select from appointment_versions w
-                    where w.appointment_id = a.id and w.version > a.version))""",
+        select a.org_id, a.external_id from appointments a left join (
+            select distinct on (appointment_id) * from appointment_versions
+            order by appointment_id, version desc) v
+        on v.appointment_id = a.id and v.version = a.version and v.during = a.during
+            and v.payload_updated_at = a.payload_updated_at and v.received_at = a.received_at
+            and v.payload_created_at = a.payload_created_at and v.cancelled = a.cancelled
+            and v.org_id = a.org_id and v.external_id = a.external_id
+        where v.appointment_id is null""",
     "versions whose updatedAt or receivedAt does not increase": """
         select org_id, appointment_id from (
             select org_id, appointment_id,

@@ -1,0 +1,80 @@
+"""The benchmarks, at their smallest, and what the table says of what they found."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.measurements import Measurement
+from bench.open_loop import appointments
+from bench.sizes import SIZES
+from bench.targets import Round, Target, measurements, targets
+from service import ROOT
+from service.body import decode_appointment
+from tests.processes import clean_environment
+
+OWN, OTHER, THIRD = (Measurement(name, "new", 64) for name in ("service", "pgbench", "pool"))
+NAMES = {"W1", "W2", "W3", "W4", "W5", "W6", "W7", "W8", "W9", "R1", "R2"}
+
+
+def rounds(*pairs: tuple[float, float]) -> list[Round]:
+    return [{OWN: {"rate": own}, OTHER: {"rate": other}, THIRD: {"rate": 1}} for own, other in pairs]
+
+
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
+def test_a_run_checks_everything_and_writes_its_results(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bench", "--size", "tiny", "--results", str(tmp_path / "results")]
+    done = subprocess.run(
+        command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert set(re.findall(r"^\| ([WR]\d) \|", done.stdout, re.MULTILINE)) == NAMES
+    written = {path.name: path.read_text() for path in (tmp_path / "results").iterdir()}
+    assert set(written) == {"results.json", "results.md", "throughput.svg", "latency.svg", "table-size.svg"}
+    assert done.stdout.strip() in written["results.md"]
+    results = json.loads(written["results.json"])
+    assert all(figures.get("rate", 1) > 0 for found in results["rounds"] for figures in found.values())
+    for name, text in written.items():
+        assert name.endswith(".svg") == text.lstrip().startswith("<?xml")
+
+
+def test_without_wrk_the_benchmark_says_what_to_install(tmp_path: Path) -> None:
+    environment = clean_environment() | {"PATH": str(tmp_path)}
+    command = [sys.executable, "-m", "bench"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: wrk is missing; install it: apt-get install wrk")
+
+
+def test_a_ratio_is_the_median_of_the_rounds_and_takes_the_best_of_the_others() -> None:
+    found = rounds((300, 100), (100, 100), (150, 100))
+    target = Target("W", "", "rate", OWN, [THIRD, OTHER], 1.5)
+    assert target.ratio(found) == 1.5
+    assert target.reached(1.5)
+    assert not target.reached(1.49)
+    least = target._replace(at_least=False)
+    assert least.ratio(found) == 150
+    assert least.reached(1.5)
+    assert not least.reached(1.51)
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_every_target_is_measured_and_alone_it_brings_what_it_needs(size: object) -> None:
+    assert isinstance(size, type(SIZES["tiny"]))
+    everything = targets(size)
+    assert {target.name for target in everything} == NAMES
+    for target in everything:
+        assert set(measurements(size, [target], everything=False)) == {target.of, *target.against}
+        assert {target.of, *target.against} <= set(measurements(size, everything, everything=True))
+
+
+def test_the_open_loop_sends_sound_appointments_that_overlap_nothing() -> None:
+    stream = appointments(3)
+    sent = [decode_appointment(next(stream).partition(b"\r\n\r\n")[2]) for _ in range(3000)]
+    taken = {(appointment.org_id, appointment.start) for appointment in sent}
+    assert len(taken) == len({appointment.id for appointment in sent}) == 3000
+    assert {(appointment.end - appointment.start).days for appointment in sent} == {1}
