@@ -1,13 +1,13 @@
 -- So many appointments, with their versions, spread over organisations: ten minutes each, one after
--- another, before the year 2000. Written in an order of chance, as they would have come.
+-- another, before the year 2000. Organisation by organisation, which makes the GiST index cheaper to build.
 --
 -- Parameters: %(rows)s, %(organisations)s, and %(prefix)s of the organisations' names.
 with numbered as (
     select
         n,
         gen_random_uuid() as id,
-        %(prefix)s || n %% %(organisations)s as org_id,
-        timestamptz '1999-12-31' - n / %(organisations)s * interval '10 minutes' as start
+        %(prefix)s || n / (%(rows)s / %(organisations)s) as org_id,
+        timestamptz '1999-12-31' - n %% (%(rows)s / %(organisations)s) * interval '10 minutes' as start
     from generate_series(0, %(rows)s - 1) as n
 ),
 filled as (
@@ -15,7 +15,6 @@ filled as (
         (id, org_id, external_id, during, payload_created_at, payload_updated_at, received_at, version)
     select id, org_id, 'filled-' || n, tstzrange(start, start + interval '10 minutes'), start, start, now(), 1
     from numbered
-    order by random()
     returning *
 )
 insert into appointment_versions

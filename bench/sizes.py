@@ -20,7 +20,7 @@ class Size(NamedTuple):
 
 SIZES = {
     "full": Size(
-        seconds=4,
+        seconds=3,
         rounds=3,
         soak_seconds=300,
         connections=(1, 16, 64, 256, 1000),
@@ -48,7 +48,7 @@ SIZES = {
         connections=(1, 64),
         pgbench_clients=(8,),
         tunings=((8, 1),),
-        tables=(100, 1000),
+        tables=(1000, 2000),
         lists=(100, 2000),
         loads=(0.5,),
     ),

@@ -7,15 +7,17 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import date, timedelta
 from pathlib import Path
 
 import httpx
+import psutil
 import psycopg
 import pytest
 
 from service import VERSION, schema
-from tests.databases import LOCK_ORGANISATION, query, wait_until_blocked
+from tests.databases import LOCK_ORGANISATION, assert_invariants, query, wait_until_blocked
 from tests.http.requests import assert_accepted, assert_problem, post
 from tests.processes import ServiceProcess, clean_environment, running_service
 
@@ -121,6 +123,36 @@ def test_a_busy_organisation_leaves_room_for_others_and_says_when_it_is_full(dat
                 assert_problem(request.response, 503, "OVERLOADED")
         assert query(database_url, "select org_id, version from appointments") == [("other", 1)]
         assert_accepted(post(service.client, "o"))
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_killed_service_has_lost_no_answered_write(database_url: str, tmp_path: Path, workers: str) -> None:
+    answered: list[str] = []
+
+    def keep_posting(name: int) -> None:
+        with httpx.Client(base_url=service.url, timeout=10) as client, suppress(httpx.TransportError):
+            for number in range(100_000):
+                day = date(2000, 1, 1) + timedelta(days=number)
+                times = {"start": f"{day}", "end": f"{day + timedelta(days=1)}"}
+                response = post(client, f"o-{name}", id=f"{name}-{number}", **times)
+                if response.status_code == 200:
+                    answered.append(f"{name}-{number}")
+
+    with running_service(tmp_path, DATABASE_URL=database_url, WORKERS=workers) as service:
+        threads = [threading.Thread(target=keep_posting, args=(name,)) for name in range(8)]
+        for thread in threads:
+            thread.start()
+        while len(answered) < 200:
+            time.sleep(0.01)
+        for child in psutil.Process(service.process.pid).children():
+            child.kill()
+        service.kill()
+        for thread in threads:
+            thread.join()
+    assert set(answered) <= {
+        external_id for [external_id] in query(database_url, "select external_id from appointments")
+    }
+    assert_invariants(database_url)
 
 
 def test_lost_connections_are_replaced(database_url: str, tmp_path: Path) -> None:
