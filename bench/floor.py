@@ -71,7 +71,7 @@ def pgbench(database_url: str, text: str, clients: int, seconds: float) -> tuple
         done = subprocess.run(
             [*command, f"--file={file}", database_url],
             env=os.environ | {"PGOPTIONS": SESSION},
-            capture_output=True,
+            stdout=subprocess.PIPE,
             text=True,
             check=True,
         )

@@ -34,6 +34,7 @@ PORT = 5432  # only a part of the socket's name
 SOCKETS = "/tmp/appointments-"
 SOCKET_OPTION = "--unix_socket_directories="
 OPTIONS = ["--listen_addresses=", "--unix_socket_permissions=0700", "--timezone=UTC", "--log_timezone=UTC"]
+OPTIONS += ["--max_connections=300"]  # each of the workers may hold more than a dozen
 
 
 class Postmaster(NamedTuple):
