@@ -86,7 +86,7 @@ def throughput_by_connections(results: Results, file: Path) -> None:
         rates = [results.median(measurement, "rate") for measurement in found]
         axes.plot([measurement.amount for measurement in found], rates, marker="o", label=label)
     axes.set(xscale="log", xlabel="connections", ylabel="new appointments a second", ylim=(0, None))
-    axes.legend()
+    axes.legend(loc="upper left")
     figure.savefig(file)
 
 
