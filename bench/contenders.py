@@ -69,7 +69,8 @@ def contender(server_url: str, template: str, command: list[str], **environment:
         command = [*command, f"--port={port}"]
     with TemporaryDirectory() as directory, new_database(server_url, template) as database_url:
         own = {"PORT": str(port), "DATABASE_URL": database_url, "PYTHONPATH": str(ROOT)} | environment
-        process = subprocess.Popen(command, cwd=directory, env=os.environ | own)
+        # What it logs is not the table.
+        process = subprocess.Popen(command, cwd=directory, env=os.environ | own, stdout=sys.stderr)
         try:
             wait_until_it_answers(url, process)
             yield Contender(url, database_url, psutil.Process(process.pid))

@@ -1,6 +1,5 @@
 """Databases for tests: clones of a migrated template, on the server that the tests were given."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
@@ -9,6 +8,7 @@ from uuid import uuid4
 import psycopg
 
 from service import schema
+from tests.processes import wait_until
 
 
 def with_name(server_url: str, name: str) -> str:
@@ -48,10 +48,7 @@ def wait_until_blocked(url: str) -> None:
     """Until some session of the database waits for a lock of another."""
     statement = """select count(*) from pg_stat_activity
         where datname = current_database() and wait_event_type = 'Lock'"""
-    deadline = time.monotonic() + 30
-    while query(url, statement) == [(0,)]:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: query(url, statement) != [(0,)])
 
 
 VIOLATIONS = {

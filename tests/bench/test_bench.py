@@ -28,8 +28,10 @@ def rounds(*pairs: tuple[float, float]) -> list[Round]:
 @pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
 def test_a_run_checks_everything_and_writes_its_results(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "bench", "--size", "tiny", "--results", str(tmp_path / "results")]
-    done = subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=300)
+    talkative = clean_environment(STATEMENT_SLOW_MS="0")
+    done = subprocess.run(command, cwd=ROOT, env=talkative, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+    assert '"event":"slow statement"' in done.stderr
     assert set(re.findall(r"^\| ([WR]\d) \|", done.stdout, re.MULTILINE)) == NAMES
     written = {path.name: path.read_text() for path in (tmp_path / "results").iterdir()}
     assert set(written) == {"results.json", "results.md", "throughput.svg", "latency.svg", "table-size.svg"}

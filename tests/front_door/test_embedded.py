@@ -18,7 +18,7 @@ import pytest
 
 from service import ROOT, embedded, schema
 from tests.http.requests import assert_accepted, assert_problem, listed, post
-from tests.processes import ServiceProcess, clean_environment, running_service
+from tests.processes import ServiceProcess, clean_environment, running_service, wait_until
 
 
 @pytest.fixture
@@ -40,13 +40,6 @@ def postmasters(checkout: Path) -> list[psutil.Process]:
         for process in psutil.process_iter(["name", "cmdline"])
         if process.info["name"] == "postgres" and str(checkout) in " ".join(process.info["cmdline"] or [])
     ]
-
-
-def wait_until_dead(process: psutil.Process) -> None:
-    deadline = time.monotonic() + 30
-    while embedded.alive(process):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def serve(checkout: Path, **settings: str) -> ServiceProcess:
@@ -94,7 +87,7 @@ def test_the_database_that_was_killed_too_recovers(checkout: Path) -> None:
     [postmaster] = postmasters(checkout)
     service.kill()
     postmaster.kill()
-    wait_until_dead(postmaster)
+    wait_until(lambda: not embedded.alive(postmaster))
     # Its number may have gone to another process by the time of the next start.
     pid_file = checkout / ".data" / "postgres" / "postmaster.pid"
     pid_file.write_text(pid_file.read_text().replace(str(postmaster.pid), str(os.getpid()), 1))
@@ -144,9 +137,7 @@ def test_of_two_started_together_one_says_that_the_port_is_taken(database_url: s
         subprocess.Popen(line, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    deadline = time.monotonic() + 30
-    while all(process.poll() is None for process in started) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: any(process.poll() is not None for process in started))
     [loser] = [process for process in started if process.poll() is not None]
     [winner] = [process for process in started if process is not loser]
     assert "Address already in use" in loser.communicate()[1]
@@ -201,7 +192,7 @@ def test_while_the_database_is_away_requests_get_a_503(checkout: Path) -> None:
     with running_service(checkout, PYTHONPATH=str(checkout)) as service:
         [postmaster] = postmasters(checkout)
         postmaster.send_signal(signal.SIGINT)
-        wait_until_dead(postmaster)
+        wait_until(lambda: not embedded.alive(postmaster))
         for response in (post(service.client, "o"), service.client.get("/api/appointments?org=o")):
             assert_problem(response, 503, "DATABASE_UNAVAILABLE")
             assert response.headers["retry-after"] == "1"

@@ -3,8 +3,6 @@
 import os
 import re
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -13,14 +11,7 @@ import pytest
 
 from tests.databases import assert_invariants, query
 from tests.http.requests import assert_accepted, post
-from tests.processes import ServiceProcess, running_service
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+from tests.processes import ServiceProcess, running_service, wait_until
 
 
 def workers(service: ServiceProcess, count: int) -> list[int]:
