@@ -23,13 +23,13 @@ UPSERT_SCRIPT = r"""
 \set updated_at 20000101
 """
 UPSERT_VARIABLES = {
-    "$1::text": ":organisation::text",
-    "$2::text": ":external_id::text",
-    "$3::timestamptz": ":start::timestamptz",
-    "$4::timestamptz": ":end::timestamptz",
-    "$5::timestamptz": ":updated_at::timestamptz",
-    "$6::timestamptz": ":updated_at::timestamptz",
-    "$7::uuid": "lpad(:external_id::text, 32, '0')::uuid",
+    "$1::text[]": "array[:organisation]::text[]",
+    "$2::text[]": "array[:external_id]::text[]",
+    "$3::timestamptz[]": "array[:start]::timestamptz[]",
+    "$4::timestamptz[]": "array[:end]::timestamptz[]",
+    "$5::timestamptz[]": "array[:updated_at]::timestamptz[]",
+    "$6::timestamptz[]": "array[:updated_at]::timestamptz[]",
+    "$7::uuid[]": "array[lpad(:external_id::text, 32, '0')]::uuid[]",
 }
 SESSION = "-c plan_cache_mode=force_generic_plan -c jit=off -c timezone=UTC"  # as the service's
 

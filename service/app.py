@@ -3,7 +3,6 @@
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TypedDict
 
 import msgspec
 import structlog
@@ -11,14 +10,15 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
 from service import VERSION, docs, handlers
-from service.database import Database, open_database
+from service.database import open_database
 from service.endpoint import Endpoint, StaticRouter
+from service.handlers import State
 from service.linger import Linger
 from service.metrics import sampled
 from service.observe import Observe
 from service.readiness import Shutdown, draining
 from service.settings import Settings
-from service.writer import Writer, open_writer
+from service.writer import open_writer
 
 log = structlog.get_logger()
 
@@ -29,16 +29,6 @@ ROUTES = [
     Route("/metrics", Endpoint(handlers.metrics)),
     *docs.ROUTES,
 ]
-
-
-class State(TypedDict):
-    """What handlers find in `request.state`."""
-
-    settings: Settings
-    database: Database
-    probe_database: Database
-    writer: Writer
-    shutdown: Shutdown
 
 
 def create_app(settings: Settings) -> ASGIApp:

@@ -49,13 +49,13 @@ class Connection:
             rows: list[asyncpg.Record] = await self._connection.fetch(statement.text, *arguments)
             return rows
 
-    async def fetch_many(self, statement: Statement, batch: Sequence[tuple[object, ...]]) -> list[asyncpg.Record]:
-        """Runs a statement that gives one row for each item, in one round trip. Outside a transaction
-        all are committed together, and one error undoes them all."""
-        if len(batch) == 1:  # a pipeline of one takes a tenth longer
-            return await self.fetch(statement, *batch[0])
+    async def fetch_many(self, statement: Statement, calls: Sequence[tuple[object, ...]]) -> list[asyncpg.Record]:
+        """Runs a statement several times in one round trip; the rows come in the order of the calls.
+        Outside a transaction all are committed together, and one error undoes them all."""
+        if len(calls) == 1:  # a pipeline of one takes a tenth longer
+            return await self.fetch(statement, *calls[0])
         with timed(statement, self._slow_seconds):
-            rows: list[asyncpg.Record] = await self._connection.fetchmany(statement.text, batch)
+            rows: list[asyncpg.Record] = await self._connection.fetchmany(statement.text, calls)
             return rows
 
     def transaction(self) -> Any:

@@ -1,20 +1,25 @@
 """The handlers: each decodes, calls and answers."""
 
+from typing import TypedDict
+
 import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 
 from service.body import read_appointment
+from service.database import Database
 from service.instants import format_instant
 from service.logs import note
 from service.messages import DEFAULT_ORGANISATION, Accepted, Instant, OrganisationId
 from service.metrics import VERDICTS, exposition
 from service.problems import Conflict, ProblemError
 from service.query import read_query
-from service.readiness import why_not_ready
+from service.readiness import Shutdown, why_not_ready
+from service.settings import Settings
 from service.statements import LIST_APPOINTMENTS
 from service.verdict import Blocker
+from service.writer import Writer
 
 OK = Response(msgspec.json.encode(Accepted("ok")), media_type="application/json")
 IGNORED_STALE = Response(msgspec.json.encode(Accepted("ignored-stale")), media_type="application/json")
@@ -22,12 +27,28 @@ ACCEPTED = {"ok": OK, "stale": IGNORED_STALE}
 LIST_PARAMETERS = {"org": OrganisationId, "at": Instant}
 
 
+class State(TypedDict):
+    """What the application holds for its handlers."""
+
+    settings: Settings
+    database: Database
+    probe_database: Database
+    writer: Writer
+    shutdown: Shutdown
+
+
+def state_of(request: Request) -> State:
+    """`request.state` would wrap it anew for each request, which costs as much as decoding a body."""
+    state: State = request.scope["state"]
+    return state
+
+
 async def post_appointment(request: Request) -> Response:
     read_query(request, known={})
-    state = request.state
-    appointment = await read_appointment(request, state.settings.body_bytes_max)
+    state = state_of(request)
+    appointment = await read_appointment(request, state["settings"].body_bytes_max)
     note(organisation=appointment.org_id)
-    verdict = await state.writer.write(appointment)
+    verdict = await state["writer"].write(appointment)
     note(verdict=verdict.outcome)
     VERDICTS[verdict.outcome].inc()
     if verdict.outcome == "conflict":
@@ -39,7 +60,7 @@ async def list_appointments(request: Request) -> Response:
     query = read_query(request, LIST_PARAMETERS)
     organisation = query["org"] or DEFAULT_ORGANISATION
     note(organisation=organisation)
-    [row] = await request.state.database.fetch(LIST_APPOINTMENTS, organisation, query["at"])
+    [row] = await state_of(request)["database"].fetch(LIST_APPOINTMENTS, organisation, query["at"])
     return Response(row["appointments"], media_type="application/json")
 
 
@@ -59,7 +80,8 @@ async def livez(_: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    if reason := await why_not_ready(request.state.probe_database, request.state.shutdown):
+    state = state_of(request)
+    if reason := await why_not_ready(state["probe_database"], state["shutdown"]):
         raise ProblemError("NOT_READY", reason)
     return OK
 

@@ -29,6 +29,7 @@ class Observe:
     def __init__(self, app: ASGIApp, routes: frozenset[str]) -> None:
         self._app = app
         self._routes = routes
+        self._log = log.bind()  # by now it is known which levels do nothing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -69,5 +70,5 @@ class Observe:
         method, path = scope["method"], scope["path"]
         route = path if path in self._routes else "unknown"
         request_seconds(method, route, status).observe(seconds)
-        write = log.debug if status < HTTPStatus.INTERNAL_SERVER_ERROR else log.warning
+        write = self._log.debug if status < HTTPStatus.INTERNAL_SERVER_ERROR else self._log.warning
         write("request", method=method, route=route, status=status, ms=seconds * 1e3)

@@ -19,10 +19,11 @@ from time import monotonic
 import asyncpg
 
 from service import metrics
+from service.batch import arrange, settle
 from service.database import Database
 from service.problems import ProblemError
 from service.statements import UPSERT_APPOINTMENT
-from service.verdict import CONFLICT, Write, settle, too_late
+from service.verdict import CONFLICT, Write, too_late
 
 LOCK_MS_MAX = 500  # of one try; one that fails frees the connection and goes to the end of the lock's queue
 
@@ -94,11 +95,13 @@ class Patience:
         """Returns those whose locks did not come in time."""
         metrics.PATIENT_BATCHES.inc()
         parts = by_organisation(batch)
-        locks = [(part[0].organisation, *[None] * 6) for part in parts]
+        locks = locks_alone([part[0].organisation for part in parts])
+        runs = arrange(batch)
         try:
             async with self._database.connection() as connection:
                 try:
-                    rows = await connection.fetch_many(UPSERT_APPOINTMENT, [*locks, *(w.arguments for w in batch)])
+                    calls = [locks, *(run.arguments() for run in runs)]
+                    rows = await connection.fetch_many(UPSERT_APPOINTMENT, calls)
                 except asyncpg.LockNotAvailableError:
                     return batch
         except ProblemError as error:
@@ -113,8 +116,14 @@ class Patience:
             else:
                 batch[0].refuse(error)
         else:
-            settle(batch, rows[len(locks) :])  # the locks are held, so none is busy
+            settle(runs, rows[len(parts) :])  # the locks are held, so none is busy
         return []
+
+
+def locks_alone(organisations: list[str]) -> tuple[list[object], ...]:
+    """Arguments of the statement that wait for these locks, one after another, and write nothing."""
+    nothing: list[object] = [None] * len(organisations)
+    return list(organisations), *[nothing] * 6
 
 
 def by_organisation(batch: Iterable[Write]) -> list[list[Write]]:

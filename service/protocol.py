@@ -16,19 +16,21 @@ class Joined:
         self._pieces: list[bytes] = []
         self._call_soon = asyncio.get_running_loop().call_soon
 
+        self.is_closing = transport.is_closing
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
-        if not self._pieces:
-            self._call_soon(self._flush)
+        if not self._pieces:  # the rest of an answer may be long in coming
+            self._call_soon(self.flush)
         self._pieces.append(data)
 
     def close(self) -> None:
-        self._flush()
+        self.flush()
         self._transport.close()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         if self._pieces:
             self._transport.write(b"".join(self._pieces))
             self._pieces.clear()
@@ -42,6 +44,10 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(Joined(transport))  # type: ignore[arg-type]
+
+    def on_response_complete(self) -> None:
+        self.transport.flush()  # type: ignore[attr-defined]
+        super().on_response_complete()
 
     def _should_upgrade(self) -> bool:
         return self._get_upgrade() is not None  # makes uvicorn hold the request back

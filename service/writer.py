@@ -18,13 +18,14 @@ import msgspec
 import structlog
 
 from service import metrics
+from service.batch import arrange, settle
 from service.database import UNKNOWN, Connection, open_connection, open_database, undecided
 from service.messages import Appointment
 from service.patience import LOCK_MS_MAX, Patience
 from service.problems import ProblemError
 from service.settings import Settings
 from service.statements import UPSERT_APPOINTMENT
-from service.verdict import Verdict, Write, settle, too_late
+from service.verdict import Verdict, Write, too_late
 
 log = structlog.get_logger()
 
@@ -39,6 +40,7 @@ class Writer:
 
     def __init__(self, patience: Patience, settings: Settings) -> None:
         self._patience = patience
+        self._loop = asyncio.get_running_loop()  # each look for it is a system call
         self._waiting = 0
         self._waiting_max = settings.writes_waiting_max
         self._wait_seconds = settings.write_wait_ms_max / 1e3
@@ -49,7 +51,7 @@ class Writer:
         answer; writing again is safe."""
         if self._waiting >= self._waiting_max:
             raise ProblemError("OVERLOADED", "Too many writes are waiting; nothing was written.")
-        write = Write(appointment)
+        write = Write(appointment, self._loop)
         if not self._patience.joined_by(write):
             self.lanes[hash(write.organisation) % len(self.lanes)].put(write)
         self._waiting += 1
@@ -144,8 +146,9 @@ class Lane:
         """Raises what leaves the connection in doubt, once everybody of the batch knows."""
         metrics.BATCH_WRITES.observe(len(batch))
         metrics.QUEUE_WAIT_SECONDS.observe(monotonic() - batch[0].queued_at)
+        runs = arrange(batch)
         try:
-            rows = await connection.fetch_many(UPSERT_APPOINTMENT, [write.arguments for write in batch])
+            rows = await connection.fetch_many(UPSERT_APPOINTMENT, [run.arguments() for run in runs])
         except Exception as error:
             if not undecided(error):
                 for write in batch:
@@ -153,7 +156,7 @@ class Lane:
                 raise
             self._patience.put(batch)
         else:
-            self._carry(settle(batch, rows))
+            self._carry(settle(runs, rows))
 
     def _carry(self, busy: list[Write]) -> None:
         """Into the next batch, in front. Those that were busy too often learn patience; so do, at once,

@@ -1,15 +1,17 @@
--- Creates or updates one appointment if the payload is the latest, and records the version.
+-- Creates or updates appointments whose payloads are the latest, and records the versions.
 --
--- Parameters:
---   $1 text         organisation
---   $2 text         external id
---   $3 timestamptz  start
---   $4 timestamptz  end, after the start
---   $5 timestamptz  createdAt of the payload
---   $6 timestamptz  updatedAt of the payload
---   $7 uuid         id of the row, if there is none yet; null: only wait for the lock, for the upserts
---                   that follow in the transaction
--- Result, always one row:
+-- Parameters: arrays of one length, an element an appointment. No two of an organisation may have the
+-- same external id, or overlap.
+--   $1 text[]         organisations
+--   $2 text[]         external ids
+--   $3 timestamptz[]  starts
+--   $4 timestamptz[]  ends, after the starts
+--   $5 timestamptz[]  createdAt of the payloads
+--   $6 timestamptz[]  updatedAt of the payloads
+--   $7 uuid[]         ids of the rows, where there are none yet; null: only wait for the lock, for the
+--                     upserts that follow in the transaction
+-- Result, a row an element, in any order:
+--   place               int8         of the element, from 1
 --   verdict             text         busy: the lock was not to be had, nothing is decided
 --                                    ok: written, as the version that follows
 --                                    stale: an equal or a later updatedAt is held already
@@ -19,44 +21,70 @@
 --   blocker_external_id text         of the active neighbour, if conflict
 --   blocker_start       timestamptz
 --   blocker_end         timestamptz
--- Lock: the organisation's advisory lock, tried or waited for, held to the end of the transaction.
--- Errors: 55P03 if the lock does not come within the lock timeout.
+-- Lock: the organisations' advisory locks, tried or waited for, held to the end of the transaction.
+-- Errors: 55P03 if a lock does not come within the lock timeout.
 --   23P01 if an overlapping row was committed between the snapshot and the lock. Then the
 --   payload is not stale: do update's where is looked at before the exclusion constraint is.
+--   21000 or 23P01 if two elements have an id in common or overlap.
 -- Indexes: appointments_external_id_key, appointments_start_idx.
 --
--- The snapshot is older than the lock, so current and neighbour may miss the newest rows; on conflict
+-- The snapshot is older than the locks, so the look for a blocker may miss the newest rows; on conflict
 -- and the constraint see them. Every verdict was true at the snapshot or at the lock.
-with locked as materialized (
-    select case
-        when $7::uuid is null then pg_advisory_xact_lock(hashtextextended($1::text, 0)) is not null
-        else pg_try_advisory_xact_lock(hashtextextended($1::text, 0))
-    end as held
-),
--- The row we hold: looked at only where a neighbour is in the way, to tell stale from conflict.
-current as (
-    select c.payload_updated_at >= $6::timestamptz as latest
-    from appointments as c
-    where c.org_id = $1::text
-        and c.external_id = $2::text
-),
--- Active appointments do not overlap, so they end in the order in which they start: only the last
--- one that starts before our end can reach past our start.
-neighbour as (
-    select n.external_id, n.during
-    from appointments as n
-    where n.org_id = $1::text
-        and not n.cancelled
-        and lower(n.during) < $4::timestamptz
-        and n.external_id <> $2::text
-    order by lower(n.during) desc
-    limit 1
-),
--- Found here, a conflict costs a look; found by the constraint, a dead row and an error in the log.
-blocker as (
-    select n.external_id, n.during
-    from neighbour as n
-    where upper(n.during) > $3::timestamptz
+--
+-- Why arrays: a third of the server's time for one row goes into starting and ending the statement.
+-- CPU of the server for a new appointment over 1,000 organisations, in microseconds, PostgreSQL 18,
+-- 2 cores, medians of 5 interleaved runs:
+--                                                            1 row   32 rows   64 rows
+--   one row a call, 32 or 64 calls in a pipeline               208        74        64
+--   this statement, one call                                   228        35        29
+--   the same with "order by place" and one more CTE            235        35        33
+with proposed as materialized (
+    select
+        p.place,
+        p.id,
+        p.org_id,
+        p.external_id,
+        p.starts_at,
+        p.ends_at,
+        p.payload_created_at,
+        p.payload_updated_at,
+        case
+            when p.id is null then pg_advisory_xact_lock(hashtextextended(p.org_id, 0)) is not null
+            else pg_try_advisory_xact_lock(hashtextextended(p.org_id, 0))
+        end as locked,
+        blocker.external_id as blocker_external_id,
+        blocker.during as blocker_during
+    from unnest(
+        $1::text[],
+        $2::text[],
+        $3::timestamptz[],
+        $4::timestamptz[],
+        $5::timestamptz[],
+        $6::timestamptz[],
+        $7::uuid[]
+    ) with ordinality as p (
+        org_id,
+        external_id,
+        starts_at,
+        ends_at,
+        payload_created_at,
+        payload_updated_at,
+        id,
+        place
+    )
+    -- Active appointments do not overlap, so they end in the order in which they start: only the last
+    -- one that starts before our end can reach past our start. Found here, a conflict costs a look;
+    -- found by the constraint, a dead row and an error in the log.
+    left join lateral (
+        select n.external_id, n.during
+        from appointments as n
+        where n.org_id = p.org_id
+            and not n.cancelled
+            and lower(n.during) < p.ends_at
+            and n.external_id <> p.external_id
+        order by lower(n.during) desc
+        limit 1
+    ) as blocker on upper(blocker.during) > p.starts_at
 ),
 upserted as (
     insert into appointments as held (
@@ -70,18 +98,18 @@ upserted as (
         version
     )
     select
-        $7::uuid,
-        $1::text,
-        $2::text,
-        tstzrange($3::timestamptz, $4::timestamptz),
-        $5::timestamptz,
-        $6::timestamptz,
+        p.id,
+        p.org_id,
+        p.external_id,
+        tstzrange(p.starts_at, p.ends_at),
+        p.payload_created_at,
+        p.payload_updated_at,
         clock_timestamp(),
         1
-    from locked
-    where locked.held
-        and $7::uuid is not null
-        and not exists (select from blocker)
+    from proposed as p
+    where p.locked
+        and p.id is not null
+        and p.blocker_external_id is null
     on conflict (org_id, external_id) do update set
         during = excluded.during,
         payload_created_at = excluded.payload_created_at,
@@ -124,20 +152,29 @@ versioned as (
         u.version,
         u.cancelled
     from upserted as u
-    returning version
+    returning org_id, external_id, version
 )
 select
+    p.place as place,
     case
-        when not locked.held then 'busy'
-        when $7::uuid is null then 'locked'
-        when versioned.version is not null then 'ok'
-        when blocker.external_id is null or (select c.latest from current as c) then 'stale'
+        when not p.locked then 'busy'
+        when p.id is null then 'locked'
+        when v.version is not null then 'ok'
+        when p.blocker_external_id is null then 'stale'
+        -- The row we hold: looked at only where a neighbour is in the way.
+        when (
+            select c.payload_updated_at >= p.payload_updated_at
+            from appointments as c
+            where c.org_id = p.org_id
+                and c.external_id = p.external_id
+        ) then 'stale'
         else 'conflict'
     end as verdict,
-    versioned.version as version,
-    blocker.external_id as blocker_external_id,
-    lower(blocker.during) as blocker_start,
-    upper(blocker.during) as blocker_end
-from locked
-left join versioned on true
-left join blocker on true;
+    v.version as version,
+    p.blocker_external_id as blocker_external_id,
+    lower(p.blocker_during) as blocker_start,
+    upper(p.blocker_during) as blocker_end
+from proposed as p
+left join versioned as v
+    on v.org_id = p.org_id
+    and v.external_id = p.external_id;

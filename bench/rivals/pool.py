@@ -21,6 +21,8 @@ from service.statements import UPSERT_APPOINTMENT
 
 ANSWERS = {"ok": (200, {"status": "ok"}), "stale": (200, {"status": "ignored-stale"}), "conflict": (409, {})}
 
+VERDICT = 1  # its place among the columns
+
 
 class Payload(msgspec.Struct, rename="camel"):
     id: str
@@ -52,7 +54,8 @@ async def post_appointment(request: Request) -> JSONResponse:
 
 async def decide(pool: asyncpg.Pool, arguments: tuple[object, ...]) -> str:
     try:
-        return str(await pool.fetchval(UPSERT_APPOINTMENT.text, *arguments))
+        arrays = [[argument] for argument in arguments]
+        return str(await pool.fetchval(UPSERT_APPOINTMENT.text, *arrays, column=VERDICT))
     except asyncpg.ExclusionViolationError:
         return "conflict"
 

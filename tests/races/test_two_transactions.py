@@ -55,7 +55,7 @@ class Rival:
             text = re.sub(r"pg_(try_)?advisory_xact_lock\(.*?, 0\)\)", "$1::text is not null", text)
             assert "advisory_xact" not in text
         arguments = (row.org_id, row.id, row.start, row.end, row.created_at, row.updated_at, uuid7())
-        result = await self.connection.fetchrow(text, *arguments)
+        result = await self.connection.fetchrow(text, *([argument] for argument in arguments))
         verdict: str = result["verdict"]
         return verdict
 

@@ -8,7 +8,7 @@ import pytest
 from service import ROOT, statements
 from service.statements import Statement
 
-PARAMETER = re.compile(r"^--   \$(\d+) (\w+)  +\S", re.MULTILINE)
+PARAMETER = re.compile(r"^--   \$(\d+) (\w+(?:\[\])?)  +\S", re.MULTILINE)
 COLUMN = re.compile(r"^--   ([a-z]\w+) +(\w+)\b", re.MULTILINE)
 SECTIONS = ("Parameters:", "Result", "Lock:", "Errors:", "Indexes:")
 ALL = [value for value in vars(statements).values() if isinstance(value, Statement)]

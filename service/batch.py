@@ -1,0 +1,72 @@
+"""A batch of writes on its way into the statement, and the statement's rows on their way back."""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from operator import itemgetter
+from typing import Any
+
+from service.verdict import OK, STALE, Blocker, Verdict, Write
+
+START = itemgetter(0)
+
+
+class Run:
+    """Writes that one call of `sql/upsert_appointment.sql` decides: no two of an organisation have the
+    same id or overlap, so what becomes of them is that of writing one after another."""
+
+    def __init__(self) -> None:
+        self.writes: list[Write] = []
+        self._ids: set[tuple[str, str]] = set()
+        self._intervals: dict[str, list[tuple[datetime, datetime]]] = {}  # of an organisation, in order
+
+    def touches(self, write: Write) -> bool:
+        a = write.appointment
+        if (a.org_id, a.id) in self._ids:
+            return True
+        intervals = self._intervals.get(a.org_id)
+        if intervals is None:
+            return False
+        started = bisect_left(intervals, a.end, key=START)  # how many start before its end
+        return started > 0 and intervals[started - 1][1] > a.start
+
+    def add(self, write: Write) -> None:
+        a = write.appointment
+        self.writes.append(write)
+        self._ids.add((a.org_id, a.id))
+        insort(self._intervals.setdefault(a.org_id, []), (a.start, a.end))
+
+    def arguments(self) -> tuple[tuple[object, ...], ...]:
+        return tuple(zip(*(write.arguments for write in self.writes), strict=True))
+
+
+def arrange(batch: Iterable[Write]) -> list[Run]:
+    """Few runs, in which each write comes after those before it that it touches."""
+    runs: list[Run] = []
+    for write in batch:
+        place = len(runs)
+        while place and not runs[place - 1].touches(write):
+            place -= 1
+        if place == len(runs):
+            runs.append(Run())
+        runs[place].add(write)
+    return runs
+
+
+def settle(runs: Iterable[Run], rows: Sequence[Mapping[str, Any]]) -> list[Write]:
+    """Gives each write its verdict, by the rows of all runs; returns those that were busy."""
+    busy = []
+    writes_of_row = (run.writes for run in runs for _ in run.writes)
+    for writes, row in zip(writes_of_row, rows, strict=True):
+        write = writes[row["place"] - 1]
+        match row["verdict"]:
+            case "ok":
+                write.settle(OK)
+            case "stale":
+                write.settle(STALE)
+            case "conflict":
+                blocker = Blocker(row["blocker_external_id"], row["blocker_start"], row["blocker_end"])
+                write.settle(Verdict("conflict", blocker))
+            case _:
+                busy.append(write)
+    return busy
