@@ -52,7 +52,7 @@ class Connection:
     async def fetch_many(self, statement: Statement, calls: Sequence[tuple[object, ...]]) -> list[asyncpg.Record]:
         """Runs a statement several times in one round trip; the rows come in the order of the calls.
         Outside a transaction all are committed together, and one error undoes them all."""
-        if len(calls) == 1:  # a pipeline of one takes a tenth longer
+        if len(calls) == 1:  # a pipeline of one takes longer
             return await self.fetch(statement, *calls[0])
         with timed(statement, self._slow_seconds):
             rows: list[asyncpg.Record] = await self._connection.fetchmany(statement.text, calls)

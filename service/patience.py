@@ -5,8 +5,8 @@ PostgreSQL lets no try for a lock pass one who waits), or if their batch was ref
 a race with a writer that takes no lock. What comes for the same organisations meanwhile follows them,
 so that processes that want the same organisations take turns, batch by batch.
 
-A batch here is one pipeline and one commit too. Its first statements wait for the locks, in the order
-of the organisations' names, so that no two batches wait for each other. A batch that fails, or whose
+A batch here is one pipeline and one commit too. Its first call waits for the locks, in the order of
+the organisations' names, so that no two batches wait for each other. A batch that fails, or whose
 locks do not come in time, is narrowed down: to single organisations, then to single writes.
 """
 

@@ -4,8 +4,8 @@
 
 An organisation belongs to one lane, and a lane owns one connection. While a batch is under way new
 requests queue, and the next batch takes what has gathered: no timer, so a lone request waits for
-nobody. Each statement of a batch sees what those before it did, so the outcome is that of running
-them one after another. A lane waits for no lock: requests that must, go to patience.py.
+nobody. Those of a batch that touch each other are decided by calls that follow one another, so the
+outcome is that of running them one after another. A lane waits for no lock: requests that must, go to patience.py.
 """
 
 import asyncio
