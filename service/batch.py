@@ -6,7 +6,8 @@ from datetime import datetime
 from operator import itemgetter
 from typing import Any
 
-from service.verdict import OK, STALE, Blocker, Verdict, Write
+from service.problems import Conflict
+from service.verdict import OK, STALE, Verdict, Write
 
 START = itemgetter(0)
 
@@ -65,7 +66,7 @@ def settle(runs: Iterable[Run], rows: Sequence[Mapping[str, Any]]) -> list[Write
             case "stale":
                 write.settle(STALE)
             case "conflict":
-                blocker = Blocker(row["blocker_external_id"], row["blocker_start"], row["blocker_end"])
+                blocker = Conflict(row["blocker_external_id"], row["blocker_start"], row["blocker_end"])
                 write.settle(Verdict("conflict", blocker))
             case _:
                 busy.append(write)

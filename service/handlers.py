@@ -9,7 +9,6 @@ from starlette.responses import Response
 
 from service.body import read_appointment
 from service.database import Database
-from service.instants import format_instant
 from service.logs import note
 from service.messages import DEFAULT_ORGANISATION, Accepted, Instant, OrganisationId
 from service.metrics import VERDICTS, exposition
@@ -18,7 +17,6 @@ from service.query import read_query
 from service.readiness import Shutdown, why_not_ready
 from service.settings import Settings
 from service.statements import LIST_APPOINTMENTS
-from service.verdict import Blocker
 from service.writer import Writer
 
 OK = Response(msgspec.json.encode(Accepted("ok")), media_type="application/json")
@@ -64,14 +62,14 @@ async def list_appointments(request: Request) -> Response:
     return Response(row["appointments"], media_type="application/json")
 
 
-def conflict(blocker: Blocker | None) -> ProblemError:
+def conflict(blocker: Conflict | None) -> ProblemError:
     if blocker is None:
         detail = "The time range overlaps another appointment of this organisation."
         return ProblemError("TIME_RANGE_UNAVAILABLE", detail)
     return ProblemError(
         "TIME_RANGE_UNAVAILABLE",
         f'The time range overlaps appointment "{blocker.external_id}" of this organisation.',
-        conflict=Conflict(blocker.external_id, format_instant(blocker.start), format_instant(blocker.end)),
+        conflict=blocker,
     )
 
 

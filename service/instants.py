@@ -1,4 +1,4 @@
-"""Instants: the one reader and the one writer of their spelling."""
+"""Instants: the one reader of their spelling. Answers get theirs from PostgreSQL (`instant_text`)."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -36,12 +36,3 @@ def parse_instant(text: str) -> datetime:
         return (local + shift).replace(tzinfo=UTC)
     except OverflowError:
         raise ValueError("outside the years 0001 to 9999") from None
-
-
-def format_instant(instant: datetime) -> str:
-    """UTC with `T`, three decimals and `Z`; six decimals where the microseconds need them.
-
-    The same as `instant_text` in the database.
-    """
-    precision = "microseconds" if instant.microsecond % 1000 else "milliseconds"
-    return instant.astimezone(UTC).replace(tzinfo=None).isoformat(timespec=precision) + "Z"

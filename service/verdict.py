@@ -1,23 +1,14 @@
 """An appointment on its way to the database, and what becomes of it."""
 
 import asyncio
-from datetime import datetime
 from time import monotonic
 from typing import Literal
 
 from msgspec import Struct
 
 from service.messages import Appointment
-from service.problems import ProblemError
+from service.problems import Conflict, ProblemError
 from service.uuid7 import uuid7
-
-
-class Blocker(Struct, frozen=True):
-    """The active appointment in the way."""
-
-    external_id: str
-    start: datetime
-    end: datetime
 
 
 class Verdict(Struct, frozen=True):
@@ -25,7 +16,7 @@ class Verdict(Struct, frozen=True):
     itself has no known blocker."""
 
     outcome: Literal["ok", "stale", "conflict"]
-    blocker: Blocker | None = None
+    blocker: Conflict | None = None
 
 
 OK, STALE, CONFLICT = Verdict("ok"), Verdict("stale"), Verdict("conflict")

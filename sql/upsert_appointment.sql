@@ -19,8 +19,8 @@
 --                                    locked: the lock is held, and nothing else was asked for
 --   version             int4         of the row written, if ok
 --   blocker_external_id text         of the active neighbour, if conflict
---   blocker_start       timestamptz
---   blocker_end         timestamptz
+--   blocker_start       text         as in answers
+--   blocker_end         text
 -- Lock: the organisations' advisory locks, tried or waited for, held to the end of the transaction.
 -- Errors: 55P03 if a lock does not come within the lock timeout.
 --   23P01 if an overlapping row was committed between the snapshot and the lock. Then the
@@ -172,8 +172,8 @@ select
     end as verdict,
     v.version as version,
     p.blocker_external_id as blocker_external_id,
-    lower(p.blocker_during) as blocker_start,
-    upper(p.blocker_during) as blocker_end
+    instant_text(lower(p.blocker_during)) as blocker_start,
+    instant_text(upper(p.blocker_during)) as blocker_end
 from proposed as p
 left join versioned as v
     on v.org_id = p.org_id

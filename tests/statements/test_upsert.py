@@ -28,7 +28,11 @@ async def upsert(
 
 
 async def test_verdicts_come_with_what_belongs_to_them(database: Database, database_url: str) -> None:
-    blocker = {"blocker_external_id": "a", "blocker_start": at(10), "blocker_end": at(11)}
+    blocker = {
+        "blocker_external_id": "a",
+        "blocker_start": "2020-10-10T10:00:00.000Z",
+        "blocker_end": "2020-10-10T11:00:00.000Z",
+    }
     assert await upsert(database, "a", 10, 11) == {"verdict": "ok", "version": 1}
     assert await upsert(database, "a", 10, 11) == {"verdict": "stale"}
     assert await upsert(database, "a", 10, 11, updated=-1) == {"verdict": "stale"}
