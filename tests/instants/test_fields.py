@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from service.body import decode_appointment
+from service.body import decode_appointment, decode_each, decode_sound
 from service.fields import FIELD_KINDS, READ_ERRORS
 from service.messages import AppointmentPayload, ExternalId, Instant
 from service.problems import ProblemError
@@ -55,6 +55,21 @@ def test_any_object_is_an_appointment_or_a_problem(members: dict[str, Any]) -> N
         decode_appointment(msgspec.json.encode(members))
     except ProblemError as error:
         assert error.problem.status == 400
+
+
+SOUND = {name: st.just("2020-10-10") | VALUES for name in ("id", "start", "end", "createdAt", "updatedAt", "orgId")}
+
+
+@given(st.fixed_dictionaries(SOUND), st.binary(max_size=3), st.integers(0, 100))
+def test_both_ways_to_decode_agree(members: dict[str, Any], insertion: bytes, place: int) -> None:
+    body = msgspec.json.encode(members)
+    place = min(place, len(body))
+    for each in (body, body[:place] + insertion + body[place:]):
+        try:
+            expected = decode_each(each)
+        except ProblemError:
+            expected = None
+        assert decode_sound(each) == expected
 
 
 @given(st.binary(max_size=64) | st.text('{}[]",:\\u0dD8 e1.-tfn', max_size=32).map(str.encode))
