@@ -37,7 +37,8 @@ def main() -> int:
                 bar.set_description(str(measurement))
                 rounds[-1][measurement] = measure(stage, measurement, base_rate)
                 bar.update()
-        memory = soak(stage.contender("service"), size.soak_seconds) if size.soak_seconds else []
+        soaked = size.soak_seconds and not arguments.only
+        memory = soak(stage.contender("service"), size.soak_seconds) if soaked else []
         results = report.Results(arguments.size, size, stage.tunings, rounds, memory)
     table = report.table(results, wanted)
     print(table)
