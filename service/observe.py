@@ -8,7 +8,7 @@ from time import perf_counter
 
 import structlog
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.endpoint import header
@@ -55,13 +55,13 @@ class Observe:
             status = CLIENT_GONE
         except asyncio.CancelledError:  # the grace time of a shutdown is over
             if status == CLIENT_GONE:
-                response = await problem_response(Request(scope), ProblemError("OVERLOADED", CUT_SHORT))
+                response = problem_response(ProblemError("OVERLOADED", CUT_SHORT))
                 await response(scope, receive, send_with_id)
         except Exception as error:
             if not isinstance(error, ProblemError | HTTPException):
                 log.exception("request failed")
             if status == CLIENT_GONE:
-                response = await problem_response(Request(scope), error)
+                response = problem_response(error)
                 await response(scope, receive, send_with_id)
         finally:
             self._record(scope, status, perf_counter() - started)

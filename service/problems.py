@@ -11,7 +11,6 @@ from typing import Literal, NamedTuple
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
 from starlette.responses import Response
 
 Code = Literal[
@@ -113,8 +112,8 @@ class ProblemError(Exception):
         )
 
 
-async def problem_response(_: Request, error: Exception) -> Response:
-    """The one place where an error becomes an answer; registered for each kind of exception."""
+def problem_response(error: Exception) -> Response:
+    """The one place where an error becomes an answer."""
     refusal = as_problem_error(error)
     return Response(
         msgspec.json.encode(refusal.problem),

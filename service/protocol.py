@@ -62,6 +62,8 @@ class Protocol(HttpToolsProtocol):
                 self.parser = httptools.HttpRequestParser(self)
                 self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
                 self.data_received(head + data[upgrade.args[0] :])
+            elif self.cycle:  # after CONNECT the parser takes nothing more
+                self.cycle.keep_alive = False
         except httptools.HttpParserError:
             self.send_400_response("Invalid HTTP request received.")
 
