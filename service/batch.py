@@ -14,7 +14,9 @@ START = itemgetter(0)
 
 class Run:
     """Writes that one call of `sql/upsert_appointment.sql` decides: no two of an organisation have the
-    same id or overlap, so what becomes of them is that of writing one after another."""
+    same id or overlap. All are judged by what is held before, so what becomes of them is that of
+    writing one after another, first those that are refused: one that moves away frees its place for
+    the next run, not for this one."""
 
     def __init__(self) -> None:
         self.writes: list[Write] = []

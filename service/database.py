@@ -1,5 +1,6 @@
 """The pool of connections, and how its failures become answers."""
 
+import asyncio
 import struct
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -23,6 +24,7 @@ log = structlog.get_logger()
 UNAVAILABLE = ("08", "25006", "28", "3D000", "40", "42P01", "53", "55P03", "57", "58")
 UNKNOWN = "The database does not answer. A write may have happened; sending it again is safe."
 EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # of PostgreSQL's timestamptz
+CLOSE_SECONDS_MAX = 1
 MICROSECOND = timedelta(microseconds=1)
 
 # PostgreSQL plans a statement once for all parameters: each has one plan that is right for all of
@@ -122,30 +124,39 @@ def unavailable(error: Exception) -> bool:
 
 
 def undecided(error: Exception) -> bool:
-    """Whether the database took everything back for a reason that lies in what was sent, or to break a
-    tie; then it may be tried otherwise."""
-    tie = isinstance(error, asyncpg.PostgresError) and (error.sqlstate or "").startswith("40")
-    return tie or not unavailable(error)
+    """Whether the database took everything back for a reason that lies in what was sent, to break a tie,
+    or because another session holds a row of it; then it may be tried otherwise."""
+    state = error.sqlstate or "" if isinstance(error, asyncpg.PostgresError) else ""
+    return state.startswith(("40", "55P03")) or not unavailable(error)
 
 
 @asynccontextmanager
 async def open_database(settings: Settings, lock_ms_max: int = 0) -> AsyncIterator[Database]:
     """`lock_ms_max` limits the wait for a lock; 0: only the statement's time is limited."""
-    async with asyncpg.create_pool(
+    pool = await asyncpg.create_pool(
         min_size=1,
         max_size=settings.pool_connections_max,
         max_inactive_connection_lifetime=0,
         init=set_instant_codec,
         reset=keep_session,
         **connect_options(settings, lock_ms_max),
-    ) as pool:
+    )
+    try:
         yield Database(pool, settings)
+    finally:
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS_MAX):
+                await pool.close()
+        except TimeoutError:  # a database that does not answer holds nobody back
+            pool.terminate()
 
 
 @asynccontextmanager
-async def open_connection(settings: Settings, on_close: Callable[[], None]) -> AsyncIterator[Connection]:
+async def open_connection(
+    settings: Settings, lock_ms_max: int, on_close: Callable[[], None]
+) -> AsyncIterator[Connection]:
     """A connection outside the pool, for one owner, who is told when it is lost."""
-    connection = await asyncpg.connect(**connect_options(settings))
+    connection = await asyncpg.connect(**connect_options(settings, lock_ms_max))
     try:
         connection.add_termination_listener(lambda _: on_close())
         await set_instant_codec(connection)
@@ -154,13 +165,13 @@ async def open_connection(settings: Settings, on_close: Callable[[], None]) -> A
         connection.terminate()
 
 
-def connect_options(settings: Settings, lock_ms_max: int = 0) -> dict[str, Any]:
+def connect_options(settings: Settings, lock_ms_max: int) -> dict[str, Any]:
     limits = {"statement_timeout": str(settings.statement_ms_max), "lock_timeout": str(lock_ms_max)}
     return {
         "dsn": settings.database_url,
         "max_cached_statement_lifetime": 0,
         "timeout": settings.connect_ms_max / 1e3,
-        # The server's own timeout comes first and leaves the connection usable.
+        # The server's own timeout comes first: then it is known that nothing was written.
         "command_timeout": settings.statement_ms_max / 1e3 + 1,
         "server_settings": SESSION | limits,
     }

@@ -6,12 +6,13 @@ a race with a writer that takes no lock. What comes for the same organisations m
 so that processes that want the same organisations take turns, batch by batch.
 
 A batch here is one pipeline and one commit too. Its first call waits for the locks, in the order of
-the organisations' names, so that no two batches wait for each other. A batch that fails, or whose
-locks do not come in time, is narrowed down: to single organisations, then to single writes.
+the organisations' names, so that no two batches wait for each other (but for names with one hash, whom
+the limit of the wait parts). A batch that fails, or whose locks do not come in time, is narrowed down:
+to single organisations, each from then on by itself, and of these, if they fail, to single writes.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from itertools import groupby
 from operator import attrgetter
 from time import monotonic
@@ -22,6 +23,7 @@ from service import metrics
 from service.batch import arrange, settle
 from service.database import Database
 from service.problems import ProblemError
+from service.settings import Settings
 from service.statements import UPSERT_APPOINTMENT
 from service.verdict import CONFLICT, Write, too_late
 
@@ -31,9 +33,12 @@ LOCK_MS_MAX = 500  # of one try; one that fails frees the connection and goes to
 class Patience:
     """`_came`, for each organisation that is waited for: who came since its last batch began."""
 
-    def __init__(self, database: Database, wait_seconds: float) -> None:
+    def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
-        self._wait_seconds = wait_seconds
+        self._wait_seconds = settings.write_wait_ms_max / 1e3
+        self._batch_max = settings.batch_writes_max
+        # Of those that wait by themselves; one connection stays for those that share their batches.
+        self._alone = asyncio.Semaphore(max(1, settings.patient_connections_max - 1))
         self._came: dict[str, list[Write]] = {}
         self._together: set[str] = set()  # those that share their batches
         self.tasks: set[asyncio.Task[None]] = set()
@@ -52,7 +57,7 @@ class Patience:
                 self._came[write.organisation] = [write]
                 self._together.add(write.organisation)
         if at_rest and self._together:
-            self._start(self._together)
+            self._start(self._work(self._together))
 
     def expire(self) -> None:
         for came in self._came.values():
@@ -64,35 +69,49 @@ class Patience:
             if write.queued_at < queued_before:
                 write.refuse(too_late())
 
-    def _start(self, organisations: set[str]) -> None:
-        task = asyncio.create_task(self._work(organisations))
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
     async def _work(self, organisations: set[str]) -> None:
         """Batch after batch, until nobody comes for these organisations."""
         while batch := self._take(organisations):
-            late = await self._decide(batch)
-            self._expire(late)
-            for part in by_organisation(late):  # whoever holds its lock so long shall keep no other waiting
+            for part in by_organisation(await self._decide(batch)):
                 organisation = part[0].organisation
                 self._came[organisation][:0] = part
                 organisations.remove(organisation)
-                self._start({organisation})
+                self._start(self._work_alone(organisation))
+
+    async def _work_alone(self, organisation: str) -> None:
+        """Whoever holds its lock for long, or makes it fail, shall keep no other organisation waiting."""
+        waited_for = {organisation}
+        while waited_for:
+            async with self._alone:
+                if batch := self._take(waited_for):
+                    self._came[organisation][:0] = await self._decide(batch)
 
     def _take(self, organisations: set[str]) -> list[Write]:
-        """Who came for them; those that nobody came for are no longer waited for."""
-        batch = []
-        for organisation in sorted(organisations):
-            if came := [write for write in self._came.pop(organisation) if not write.future.done()]:
-                self._came[organisation] = []
-                batch += came
+        """A batch of those who came, first for whom somebody waits longest; organisations that nobody
+        came for are no longer waited for."""
+        waiting = {}
+        for organisation in list(organisations):
+            self._expire(self._came[organisation])
+            came = [write for write in self._came[organisation] if not write.future.done()]
+            if came:
+                waiting[organisation] = came
             else:
+                del self._came[organisation]
                 organisations.remove(organisation)
+        batch: list[Write] = []
+        for organisation, came in sorted(waiting.items(), key=lambda item: item[1][0].queued_at):
+            room = self._batch_max - len(batch)
+            batch += came[:room]
+            self._came[organisation] = came[room:]
         return batch
 
     async def _decide(self, batch: list[Write]) -> list[Write]:
-        """Returns those whose locks did not come in time."""
+        """Returns those that are to be tried again, by themselves."""
         metrics.PATIENT_BATCHES.inc()
         parts = by_organisation(batch)
         locks = locks_alone([part[0].organisation for part in parts])
@@ -104,19 +123,27 @@ class Patience:
                     rows = await connection.fetch_many(UPSERT_APPOINTMENT, calls)
                 except asyncpg.LockNotAvailableError:
                     return batch
+                settle(runs, rows[len(parts) :])  # the locks are held, so none is busy
         except ProblemError as error:
             for write in batch:
                 write.refuse(error)
         except Exception as error:
+            if len(parts) > 1:
+                return batch
             if len(batch) > 1:  # so that an error is only its own
-                narrower = parts if len(parts) > 1 else [[write] for write in batch]
-                return [late for part in narrower for late in await self._decide(part)]
+                return await self._decide_each(batch)
             if isinstance(error, asyncpg.ExclusionViolationError):  # by a writer that takes no lock
                 batch[0].settle(CONFLICT)
             else:
                 batch[0].refuse(error)
-        else:
-            settle(runs, rows[len(parts) :])  # the locks are held, so none is busy
+        return []
+
+    async def _decide_each(self, batch: list[Write]) -> list[Write]:
+        """One after another, as they came; once one is late, so are those after it."""
+        for place, write in enumerate(batch):
+            self._expire([write])
+            if not write.future.done() and await self._decide([write]):
+                return batch[place:]
         return []
 
 

@@ -5,7 +5,9 @@
 An organisation belongs to one lane, and a lane owns one connection. While a batch is under way new
 requests queue, and the next batch takes what has gathered: no timer, so a lone request waits for
 nobody. Those of a batch that touch each other are decided by calls that follow one another, so the
-outcome is that of running them one after another. A lane waits for no lock: requests that must, go to patience.py.
+outcome is that of running all of the batch one after another in some order: nobody has an answer before
+another is sent. A lane waits for no organisation, and for no row of a foreign session longer than LOCK_MS_MAX:
+requests that must wait go to patience.py.
 """
 
 import asyncio
@@ -77,7 +79,7 @@ class Writer:
 async def open_writer(settings: Settings) -> AsyncIterator[Writer]:
     patient = msgspec.structs.replace(settings, pool_connections_max=settings.patient_connections_max)
     async with open_database(patient, LOCK_MS_MAX) as database:
-        patience = Patience(database, settings.write_wait_ms_max / 1e3)
+        patience = Patience(database, settings)
         writer = Writer(patience, settings)
         tasks = [asyncio.create_task(work) for work in (writer.expire(), *(lane.run() for lane in writer.lanes))]
         try:
@@ -114,7 +116,7 @@ class Lane:
         attempts = 0
         while True:
             try:
-                async with open_connection(self._settings, on_close=self._awake.set) as connection:
+                async with open_connection(self._settings, LOCK_MS_MAX, on_close=self._awake.set) as connection:
                     attempts, self._down = 0, False
                     await self._serve(connection)
             except Exception as error:  # whatever it is, the lane goes on
@@ -149,6 +151,7 @@ class Lane:
         runs = arrange(batch)
         try:
             rows = await connection.fetch_many(UPSERT_APPOINTMENT, [run.arguments() for run in runs])
+            busy = settle(runs, rows)
         except Exception as error:
             if not undecided(error):
                 for write in batch:
@@ -156,7 +159,7 @@ class Lane:
                 raise
             self._patience.put(batch)
         else:
-            self._carry(settle(runs, rows))
+            self._carry(busy)
 
     def _carry(self, busy: list[Write]) -> None:
         """Into the next batch, in front. Those that were busy too often learn patience; so do, at once,

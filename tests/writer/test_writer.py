@@ -7,15 +7,18 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
+import asyncpg
 import psycopg
 import pytest
+from msgspec.structs import asdict
 
 from service import metrics
+from service.database import undecided
 from service.messages import Appointment
 from service.problems import ProblemError
 from service.settings import Settings
-from service.verdict import Verdict
-from service.writer import Writer, open_writer
+from service.verdict import Verdict, Write
+from service.writer import BUSY_ROUNDS_MAX, Writer, open_writer
 from tests.databases import LOCK_ORGANISATION, assert_invariants, query, wait_until_blocked, with_name
 
 DAY = datetime(2020, 10, 10, tzinfo=UTC)
@@ -144,6 +147,109 @@ async def test_who_holds_one_lock_for_long_keeps_only_those_waiting_who_want_it(
                 assert await asyncio.wait_for(outcomes(pair), 3) == ["ok", "ok"]
             assert not any(write.done() for write in held)
         assert await outcomes(held) == ["ok", "ok"]
+
+
+async def test_a_row_that_a_foreign_session_holds_keeps_no_other_organisation_waiting(
+    writer: Writer, database_url: str
+) -> None:
+    """A session that takes no lock of ours, as of somebody at a terminal."""
+    await writer.write(appointment(1, "held"))
+    with psycopg.connect(database_url) as session:
+        session.execute("update appointments set version = version where org_id = 'held'")
+        moved = Appointment(**asdict(appointment(1, "held")) | {"updated_at": DAY + timedelta(hours=1)})
+        held = all_at_once(writer, moved)
+        others = all_at_once(writer, *(appointment(1, f"o-{number}") for number in range(50)))
+        assert set(await asyncio.wait_for(outcomes(others), 3)) == {"ok"}
+        assert not held[0].done()
+    assert await outcomes(held) == ["ok"]
+    assert_invariants(database_url)
+
+
+async def test_many_organisations_held_elsewhere_keep_nobody_else_waiting(writer: Writer, database_url: str) -> None:
+    """More of them than there are patient connections; and the one that is free again has been waited for."""
+    names = [f"held-{number}" for number in range(24)]
+    with psycopg.connect(database_url) as session:
+        for name in names:
+            session.execute(LOCK_ORGANISATION, (name,))
+        held = all_at_once(writer, *(appointment(1, name) for name in names for _ in range(2)))
+        await asyncio.sleep(1)  # so that each is waited for by itself
+        for number in range(5):
+            with foreign_lock(database_url, "free again"):
+                again = all_at_once(writer, *(appointment(2 * number + each, "free again") for each in range(2)))
+                await asyncio.sleep(0.05)
+            assert await asyncio.wait_for(outcomes(again), 0.5) == ["ok", "ok"]
+        assert not any(write.done() for write in held)
+    assert set(await outcomes(held)) == {"ok", "stale"}
+
+
+async def test_narrowing_a_batch_down_takes_no_longer_than_a_write_may_wait(database_url: str) -> None:
+    query(
+        database_url,
+        "create function refuse() returns trigger language plpgsql as $$ begin raise exception 'no'; end $$;"
+        "create trigger refuse before insert on appointments for each row when (new.external_id = 'a-7')"
+        " execute function refuse()",
+    )
+    async with open_writer(Settings(database_url=database_url, write_wait_ms_max=1000)) as writer:
+        with psycopg.connect(database_url) as session:
+            for number in range(30):
+                session.execute(LOCK_ORGANISATION, (f"o-{number}",))
+            names = [f"o-{number}" for number in range(30) for _ in range(2)]  # two, so that they come here at once
+            writes = all_at_once(writer, appointment(7), *(appointment(1, name) for name in names))
+            async with asyncio.timeout(3):
+                found = await outcomes(writes)
+        assert found == ["RaiseError"] + ["OVERLOADED"] * 60
+
+
+async def test_who_waits_too_long_in_the_queue_of_a_lane_gets_a_503(database_url: str) -> None:
+    settings = Settings(database_url=database_url, write_wait_ms_max=200)
+    async with open_writer(settings) as writer:
+        with psycopg.connect(database_url) as session:
+            session.execute("lock table appointments in access exclusive mode")
+            under_way = all_at_once(writer, appointment(1))
+            await asyncio.to_thread(wait_until_blocked, database_url)
+            queued = all_at_once(writer, appointment(2))
+            assert await asyncio.wait_for(outcomes(queued), 0.45) == ["OVERLOADED"]
+            assert not under_way[0].done()
+        assert await outcomes(under_way) in (["ok"], ["OVERLOADED"])  # as the limit of its wait came before or after
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "expected"),
+    [
+        ("40001", True),
+        ("40P01", True),
+        ("55P03", True),
+        ("23P01", True),
+        ("P0001", True),
+        ("57014", False),
+        ("57P01", False),
+        ("53300", False),
+        ("08006", False),
+    ],
+)
+def test_a_batch_is_tried_otherwise_unless_the_database_is_away(sqlstate: str, expected: bool) -> None:
+    error = asyncpg.PostgresError.new({"C": sqlstate, "M": "as the server says it"})
+    assert undecided(error) is expected
+
+
+async def test_a_busy_write_goes_into_the_next_batches_before_it_learns_patience(
+    writer: Writer, database_url: str
+) -> None:
+    before = metrics.BUSY_CARRIES._value.get(), metrics.PATIENT_BATCHES._value.get()
+    with foreign_lock(database_url):
+        held = all_at_once(writer, appointment(1))
+        await asyncio.to_thread(wait_until_blocked, database_url)
+    assert await outcomes(held) == ["ok"]
+    after = metrics.BUSY_CARRIES._value.get(), metrics.PATIENT_BATCHES._value.get()
+    assert (after[0] - before[0], after[1] > before[1]) == (BUSY_ROUNDS_MAX, True)
+
+
+async def test_a_busy_write_comes_before_those_that_came_after_it(writer: Writer) -> None:
+    [lane] = writer.lanes
+    first, second = (Write(appointment(number, f"o-{number}"), asyncio.get_running_loop()) for number in range(2))
+    lane.put(second)
+    lane._carry([first])
+    assert lane._take() == [first, second]
 
 
 async def test_over_the_limit_is_a_503_at_once(database_url: str) -> None:
