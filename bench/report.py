@@ -52,10 +52,15 @@ def table(results: Results, wanted: Sequence[Target]) -> str:
         ratio = target.ratio(results.rounds)
         sign, mark = "≥" if target.at_least else "≤", "" if target.reached(ratio) else " ✗"
         lines.append(
-            f"| {target.name} | {target.work} | {own:,.4g}{unit} | {other:,.4g}{unit} | {ratio:.2f} "
+            f"| {target.name} | {target.work} | {digits(own)}{unit} | {digits(other)}{unit} | {ratio:.2f} "
             f"| {sign} {target.bound:g}{mark} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def digits(value: float) -> str:
+    """Four that count."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def write(directory: Path, results: Results, markdown: str) -> None:
