@@ -32,7 +32,7 @@ SIZES = {
     ),
     "quick": Size(
         seconds=1,
-        rounds=3,
+        rounds=2,
         soak_seconds=0,
         connections=(1, 64, 1000),
         pgbench_clients=(16, 32),
