@@ -29,7 +29,8 @@ UPSERT_VARIABLES = {
     "$4::timestamptz[]": "array[:end]::timestamptz[]",
     "$5::timestamptz[]": "array[:updated_at]::timestamptz[]",
     "$6::timestamptz[]": "array[:updated_at]::timestamptz[]",
-    "$7::uuid[]": "array[lpad(:external_id::text, 32, '0')]::uuid[]",
+    "$7::bool[]": "array[false]::bool[]",
+    "$8::uuid[]": "array[lpad(:external_id::text, 32, '0')]::uuid[]",
 }
 SESSION = "-c plan_cache_mode=force_generic_plan -c jit=off -c timezone=UTC"  # as the service's
 

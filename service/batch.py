@@ -14,7 +14,7 @@ START = itemgetter(0)
 
 class Run:
     """Writes that one call of `sql/upsert_appointment.sql` decides: no two of an organisation have the
-    same id or overlap. All are judged by what is held before, so what becomes of them is that of
+    same id, or are active and overlap. All are judged by what is held before, so what becomes of them is that of
     writing one after another, first those that are refused: one that moves away frees its place for
     the next run, not for this one."""
 
@@ -28,7 +28,7 @@ class Run:
         if (a.org_id, a.id) in self._ids:
             return True
         intervals = self._intervals.get(a.org_id)
-        if intervals is None:
+        if intervals is None or a.cancelled:
             return False
         started = bisect_left(intervals, a.end, key=START)  # how many start before its end
         return started > 0 and intervals[started - 1][1] > a.start
@@ -37,7 +37,8 @@ class Run:
         a = write.appointment
         self.writes.append(write)
         self._ids.add((a.org_id, a.id))
-        insort(self._intervals.setdefault(a.org_id, []), (a.start, a.end))
+        if not a.cancelled:
+            insort(self._intervals.setdefault(a.org_id, []), (a.start, a.end))
 
     def arguments(self) -> tuple[tuple[object, ...], ...]:
         return tuple(zip(*(write.arguments for write in self.writes), strict=True))

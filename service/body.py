@@ -15,16 +15,17 @@ from service.problems import ProblemError
 MEDIA_TYPE = re.compile(r"application/(json|[a-z0-9!#$&^_.+-]+\+json)", re.IGNORECASE)
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 PAYLOAD_FIELDS = msgspec.structs.fields(AppointmentPayload)
-TEXTS = msgspec.json.Decoder(
-    msgspec.defstruct(
-        "Texts", [(f.encode_name, str) if f.required else (f.encode_name, str | None, None) for f in PAYLOAD_FIELDS]
-    )
-)
 
 # Every member undecoded: the whole body is checked for being JSON before any field is looked at, and
 # each field can then be wrong by itself.
 RawPayload = msgspec.defstruct("RawPayload", [(field.encode_name, Raw | UnsetType, UNSET) for field in PAYLOAD_FIELDS])
 PAYLOAD_KINDS = [(field.encode_name, field.name, field.required, FIELD_KINDS[field.type]) for field in PAYLOAD_FIELDS]
+SOUND = msgspec.json.Decoder(
+    msgspec.defstruct(
+        "SoundPayload",
+        [(name, kind.json.type) if needed else (name, kind.json.type, None) for name, _, needed, kind in PAYLOAD_KINDS],
+    )
+)
 OBJECT = msgspec.json.Decoder(RawPayload)
 ANY_JSON = msgspec.json.Decoder(Raw)
 
@@ -73,9 +74,9 @@ def decode_sound(body: bytes) -> dict[str, Any] | None:
     """The values of all fields in one go; None if anything is wrong, without saying what."""
     try:
         body.decode()
-        texts = TEXTS.decode(body)
+        members = SOUND.decode(body)
         if BYTE_ORDER_MARK not in body:
-            return {name: kind.parse(getattr(texts, member)) for member, name, _, kind in PAYLOAD_KINDS}
+            return {name: kind.parse(getattr(members, member)) for member, name, _, kind in PAYLOAD_KINDS}
     except (msgspec.DecodeError, RecursionError, ValueError):
         pass
     return None

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from service.instants import EXPECTED, parse_instant
-from service.messages import CHARACTERS_MAX, DEFAULT_ORGANISATION, ExternalId, Instant, OrganisationId
+from service.messages import CHARACTERS_MAX, DEFAULT_ORGANISATION, Cancelled, ExternalId, Instant, OrganisationId
 from service.problems import Code, FieldError, ProblemError
 
 
@@ -54,6 +54,7 @@ FIELD_KINDS: Mapping[Any, FieldKind] = {
         f"an instant that exists, as a string: {EXPECTED}",
         "INVALID_DATE_FORMAT",
     ),
+    Cancelled: FieldKind(msgspec.json.Decoder(bool | None), bool, "true or false", "INVALID_REQUEST"),
 }
 
 

@@ -33,6 +33,15 @@ OrganisationId = Annotated[
 ]
 
 
+Cancelled = Annotated[
+    bool | None,
+    Meta(
+        description="Whether it no longer takes place: then it occupies no time. Missing or null means false.",
+        examples=[True],
+    ),
+]
+
+
 class AppointmentPayload(Struct, rename="camel", kw_only=True):
     """One appointment as an upstream system knows it; other members are ignored."""
 
@@ -42,6 +51,7 @@ class AppointmentPayload(Struct, rename="camel", kw_only=True):
     created_at: Instant
     updated_at: Instant
     org_id: OrganisationId = None
+    cancelled: Cancelled = None
 
 
 class Appointment(Struct, frozen=True, kw_only=True):
@@ -53,6 +63,7 @@ class Appointment(Struct, frozen=True, kw_only=True):
     created_at: datetime
     updated_at: datetime
     org_id: str
+    cancelled: bool
 
 
 class Accepted(Struct, frozen=True):

@@ -55,11 +55,12 @@ def build() -> Json:
     _, schemas = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     put = operation(
         "putAppointment",
-        "Create or update an appointment",
+        "Create, update or cancel an appointment",
         content(ref("Accepted"), ok=Accepted("ok"), stale=Accepted("ignored-stale")),
         WRITE_CODES,
     )
-    put["requestBody"] = {"required": True, "content": content(ref("AppointmentPayload"), one=PAYLOAD)}
+    bodies = content(ref("AppointmentPayload"), one=PAYLOAD, cancelled=PAYLOAD | {"cancelled": True})
+    put["requestBody"] = {"required": True, "content": bodies}
     listing = operation(
         "listAppointments",
         "List the active appointments of an organisation, by start",

@@ -150,7 +150,7 @@ class Patience:
 def locks_alone(organisations: list[str]) -> tuple[list[object], ...]:
     """Arguments of the statement that wait for these locks, one after another, and write nothing."""
     nothing: list[object] = [None] * len(organisations)
-    return list(organisations), *[nothing] * 6
+    return list(organisations), *[nothing] * 7
 
 
 def by_organisation(batch: Iterable[Write]) -> list[list[Write]]:

@@ -30,7 +30,7 @@ class Write:
     def __init__(self, appointment: Appointment, loop: asyncio.AbstractEventLoop) -> None:
         self.appointment = a = appointment
         self.organisation = a.org_id
-        self.arguments = (a.org_id, a.id, a.start, a.end, a.created_at, a.updated_at, uuid7())
+        self.arguments = (a.org_id, a.id, a.start, a.end, a.created_at, a.updated_at, a.cancelled, uuid7())
         self.future: asyncio.Future[Verdict] = loop.create_future()
         self.queued_at = monotonic()
         self.busy_rounds = 0

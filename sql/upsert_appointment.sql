@@ -1,14 +1,15 @@
 -- Creates or updates appointments whose payloads are the latest, and records the versions.
 --
 -- Parameters: arrays of one length, an element an appointment. No two of an organisation may have the
--- same external id, or overlap.
+-- same external id, or be active and overlap.
 --   $1 text[]         organisations
 --   $2 text[]         external ids
 --   $3 timestamptz[]  starts
 --   $4 timestamptz[]  ends, after the starts
 --   $5 timestamptz[]  createdAt of the payloads
 --   $6 timestamptz[]  updatedAt of the payloads
---   $7 uuid[]         ids of the rows, where there are none yet; null: only wait for the lock, for the
+--   $7 bool[]         whether they are cancelled: then they are in nobody's way, nor anybody in theirs
+--   $8 uuid[]         ids of the rows, where there are none yet; null: only wait for the lock, for the
 --                     upserts that follow in the transaction
 -- Result, a row an element, in any order:
 --   place               int8         of the element, from 1
@@ -25,7 +26,7 @@
 -- Errors: 55P03 if a lock does not come within the lock timeout.
 --   23P01 if an overlapping row was committed between the snapshot and the lock. Then the
 --   payload is not stale: do update's where is looked at before the exclusion constraint is.
---   21000 or 23P01 if two elements have an id in common or overlap.
+--   21000 or 23P01 if two elements have an id in common, or are active and overlap.
 -- Indexes: appointments_external_id_key, appointments_start_idx.
 --
 -- The snapshot is older than the locks, so the look for a blocker may miss the newest rows; on conflict
@@ -48,6 +49,7 @@ with proposed as materialized (
         p.ends_at,
         p.payload_created_at,
         p.payload_updated_at,
+        p.cancelled,
         case
             when p.id is null then pg_advisory_xact_lock(hashtextextended(p.org_id, 0)) is not null
             else pg_try_advisory_xact_lock(hashtextextended(p.org_id, 0))
@@ -61,7 +63,8 @@ with proposed as materialized (
         $4::timestamptz[],
         $5::timestamptz[],
         $6::timestamptz[],
-        $7::uuid[]
+        $7::bool[],
+        $8::uuid[]
     ) with ordinality as p (
         org_id,
         external_id,
@@ -69,6 +72,7 @@ with proposed as materialized (
         ends_at,
         payload_created_at,
         payload_updated_at,
+        cancelled,
         id,
         place
     )
@@ -78,7 +82,8 @@ with proposed as materialized (
     left join lateral (
         select n.external_id, n.during
         from appointments as n
-        where n.org_id = p.org_id
+        where not p.cancelled
+            and n.org_id = p.org_id
             and not n.cancelled
             and lower(n.during) < p.ends_at
             and n.external_id <> p.external_id
@@ -95,7 +100,8 @@ upserted as (
         payload_created_at,
         payload_updated_at,
         received_at,
-        version
+        version,
+        cancelled
     )
     select
         p.id,
@@ -105,7 +111,8 @@ upserted as (
         p.payload_created_at,
         p.payload_updated_at,
         clock_timestamp(),
-        1
+        1,
+        p.cancelled
     from proposed as p
     where p.locked
         and p.id is not null

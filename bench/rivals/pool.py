@@ -43,7 +43,7 @@ def instant(text: str) -> datetime:
 async def post_appointment(request: Request) -> JSONResponse:
     p = DECODER.decode(await request.body())
     instants = map(instant, (p.start, p.end, p.created_at, p.updated_at))
-    arguments = (p.org_id, p.id, *instants, uuid4())
+    arguments = (p.org_id, p.id, *instants, False, uuid4())
     verdict = await decide(request.state.pool, arguments)
     while verdict == "busy":
         await asyncio.sleep(0.001)

@@ -86,10 +86,10 @@ def test_answers_are_as_the_document_says(client: httpx.Client, document: dict[s
             assert name in response.headers
 
 
-def test_the_example_of_the_request_is_taken(client: httpx.Client, document: dict[str, Any]) -> None:
+def test_the_examples_of_the_request_are_taken(client: httpx.Client, document: dict[str, Any]) -> None:
     body = document["paths"]["/api/appointments"]["post"]["requestBody"]["content"]["application/json"]
-    [example] = body["examples"].values()
-    assert client.post("/api/appointments", json=example["value"]).status_code == 200
+    for example in body["examples"].values():
+        assert client.post("/api/appointments", json=example["value"]).status_code == 200
     validator(document, body["schema"]).validate(payload(None))
 
 

@@ -102,7 +102,7 @@ def test_a_whole_list_comes_out_of_the_index_in_order(session: psycopg.Connectio
 def test_an_upsert_looks_at_one_neighbour_and_at_most_one_row_of_its_own(
     session: psycopg.Connection[Any], external_id: str, start: str, end: str, indexes: set[str]
 ) -> None:
-    values = ("large", external_id, start, end, "2020-01-01Z", "2020-01-01Z", uuid7())
+    values = ("large", external_id, start, end, "2020-01-01Z", "2020-01-01Z", "false", uuid7())
     found = plan(session, UPSERT_APPOINTMENT, *(f'{{"{value}"}}' for value in values))
     ran = [node for node in found if node["Actual Loops"] > 0]
     assert_frugal(ran, indexes, pages_max=100)

@@ -32,6 +32,7 @@ def appointment(external_id: str, start: float, updated: float = 0) -> Appointme
         created_at=DAY,
         updated_at=max(updated_at, DAY),
         org_id="o",
+        cancelled=False,
     )
 
 
@@ -54,7 +55,7 @@ class Rival:
         if not lock:
             text = re.sub(r"pg_(try_)?advisory_xact_lock\(.*?, 0\)\)", "$1::text is not null", text)
             assert "advisory_xact" not in text
-        arguments = (row.org_id, row.id, row.start, row.end, row.created_at, row.updated_at, uuid7())
+        arguments = (row.org_id, row.id, row.start, row.end, row.created_at, row.updated_at, row.cancelled, uuid7())
         result = await self.connection.fetchrow(text, *([argument] for argument in arguments))
         verdict: str = result["verdict"]
         return verdict

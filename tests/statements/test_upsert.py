@@ -20,9 +20,15 @@ def at(hours: float) -> datetime:
 
 
 async def upsert(
-    database: Database, external_id: str, start: float, end: float, updated: float = 0, org_id: str = "o"
+    database: Database,
+    external_id: str,
+    start: float,
+    end: float,
+    updated: float = 0,
+    org_id: str = "o",
+    cancelled: bool = False,
 ) -> dict[str, Any]:
-    arguments = (org_id, external_id, at(start), at(end), DAY, at(updated), uuid7())
+    arguments = (org_id, external_id, at(start), at(end), DAY, at(updated), cancelled, uuid7())
     [row] = await database.fetch(UPSERT_APPOINTMENT, *([argument] for argument in arguments))
     return {name: value for name, value in row.items() if value is not None and name != "place"}
 
@@ -74,9 +80,9 @@ async def test_nothing_but_ok_writes_a_version(database: Database, database_url:
     assert query(database_url, "select external_id, version from appointment_versions") == [("a", 1)]
 
 
-async def test_a_cancelled_row_is_no_neighbour_and_not_listed(database: Database, database_url: str) -> None:
+async def test_a_cancelled_row_is_no_neighbour_and_not_listed(database: Database) -> None:
     await upsert(database, "a", 10, 11)
-    query(database_url, "update appointments set cancelled = true")
+    assert await upsert(database, "a", 10, 11, updated=1, cancelled=True) == {"verdict": "ok", "version": 2}
     assert (await upsert(database, "b", 10, 11))["verdict"] == "ok"
     [row] = await database.fetch(LIST_APPOINTMENTS, "o", None)
     assert '"b"' in row["appointments"]
@@ -84,12 +90,23 @@ async def test_a_cancelled_row_is_no_neighbour_and_not_listed(database: Database
 
 
 async def test_a_later_update_brings_a_cancelled_row_back(database: Database, database_url: str) -> None:
-    await upsert(database, "a", 10, 11)
-    query(database_url, "update appointments set cancelled = true")
+    await upsert(database, "a", 10, 11, cancelled=True)
     await upsert(database, "b", 10, 11)
     assert (await upsert(database, "a", 10, 11, updated=1))["verdict"] == "conflict"
     assert await upsert(database, "a", 11, 12, updated=1) == {"verdict": "ok", "version": 2}
     assert query(database_url, "select cancelled from appointments") == [(False,), (False,)]
+    versions = query(database_url, "select cancelled from appointment_versions order by sequence_number")
+    assert versions == [(True,), (False,), (False,)]
+    assert_invariants(database_url)
+
+
+async def test_a_cancelled_payload_conflicts_with_nobody(database: Database, database_url: str) -> None:
+    await upsert(database, "a", 10, 11)
+    await upsert(database, "b", 11, 12)
+    assert await upsert(database, "c", 10, 12, cancelled=True) == {"verdict": "ok", "version": 1}
+    assert await upsert(database, "b", 10, 12, updated=1, cancelled=True) == {"verdict": "ok", "version": 2}
+    assert (await upsert(database, "b", 10, 12, updated=1))["verdict"] == "stale"
+    assert_invariants(database_url)
 
 
 async def test_received_at_increases_even_if_the_clock_goes_back(database: Database, database_url: str) -> None:
@@ -101,7 +118,7 @@ async def test_received_at_increases_even_if_the_clock_goes_back(database: Datab
 
 async def test_a_held_lock_makes_busy_and_writes_nothing(database: Database, database_url: str) -> None:
     async with database.connection() as holder, holder.transaction():
-        locked = await holder.fetch(UPSERT_APPOINTMENT, ["o", "p"], *[[None, None]] * 6)
+        locked = await holder.fetch(UPSERT_APPOINTMENT, ["o", "p"], *[[None, None]] * 7)
         assert [row["verdict"] for row in locked] == ["locked", "locked"]
         assert await upsert(database, "a", 10, 11) == {"verdict": "busy"}
         assert (await upsert(database, "a", 10, 11, org_id="other"))["verdict"] == "ok"

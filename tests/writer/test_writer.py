@@ -30,7 +30,9 @@ def appointment(number: int, org_id: str = "o") -> Appointment:
     """The hour of that number; all of them are disjoint."""
     start = DAY + timedelta(hours=number)
     end = start + timedelta(hours=1)
-    return Appointment(id=f"a-{number}", start=start, end=end, created_at=DAY, updated_at=DAY, org_id=org_id)
+    return Appointment(
+        id=f"a-{number}", start=start, end=end, created_at=DAY, updated_at=DAY, org_id=org_id, cancelled=False
+    )
 
 
 @pytest.fixture
