@@ -13,19 +13,25 @@ from msgspec.structs import replace
 from service import embedded, logs, schema
 from service.server import check_database, listening, run
 from service.settings import Settings, StartError, read_settings
+from service.transfer import export_lines, import_lines
 from service.workers import supervise
 
 Embedded = Callable[[], AbstractContextManager[str]]
 
 
 def main() -> int:
-    """0 after a clean end, 1 if the command failed, 2 if it was misspelt."""
+    """0 after a clean end, 1 if the command failed or something was refused, 2 if it was misspelt."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does, with clean-up
     arguments = parser().parse_args()
     try:
         settings = read_settings()
         logs.configure(settings.log_level)
-        if arguments.command == "serve":
+        if arguments.command == "import":
+            return import_lines(arguments.file, arguments.url or settings.url())
+        if arguments.command == "export":
+            whole = arguments.include_cancelled
+            export_lines(arguments.url or settings.url(), arguments.org, arguments.as_of, include_cancelled=whole)
+        elif arguments.command == "serve":
             with listening(settings) as listener, database_url(settings, embedded.running) as url:
                 schema.migrate(url)
                 serve(replace(settings, database_url=url, port=listener.getsockname()[1]), listener)
@@ -56,6 +62,16 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("serve", help="apply the migrations and serve until Ctrl-C or SIGTERM")
     commands.add_parser("migrate", help="apply the migrations that are missing")
     commands.add_parser("rollback", help="take back the latest migration")
+    receive = commands.add_parser("import", help="send a file of appointments to a running service")
+    receive.add_argument(
+        "file", metavar="FILE", help="a body of POST, or a line of an export, a line; -: standard input"
+    )
+    give = commands.add_parser("export", help="write the appointments of an organisation, one a line")
+    give.add_argument("--org", default="", help="the organisation")
+    give.add_argument("--as-of", default="", metavar="INSTANT", help="as they were recorded at that instant")
+    give.add_argument("--include-cancelled", action="store_true", help="cancelled ones too")
+    for command in (receive, give):
+        command.add_argument("--url", help="of the service; http://HOST:PORT of the settings if missing")
     return top
 
 

@@ -9,21 +9,27 @@ import structlog
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
-from service import VERSION, docs, handlers
+from service import VERSION, docs, handlers, reads
 from service.database import open_database
 from service.endpoint import Endpoint, StaticRouter
-from service.handlers import State
 from service.linger import Linger
 from service.metrics import sampled
 from service.observe import Observe
 from service.readiness import Shutdown, draining
 from service.settings import Settings
+from service.state import State
+from service.waiters import open_waiters
 from service.writer import open_writer
 
 log = structlog.get_logger()
 
 ROUTES = [
-    Route("/api/appointments", Endpoint(handlers.list_appointments, handlers.post_appointment)),
+    Route("/api/appointments", Endpoint(reads.list_appointments, handlers.post_appointment)),
+    Route("/api/appointments/batch", Endpoint(post=handlers.post_batch)),
+    Route("/api/appointments/versions", Endpoint(reads.list_versions)),
+    Route("/api/appointments/changes", Endpoint(reads.list_changes)),
+    Route("/api/appointments.ics", Endpoint(reads.calendar)),
+    Route("/api/availability", Endpoint(reads.list_availability)),
     Route("/livez", Endpoint(handlers.livez)),
     Route("/readyz", Endpoint(handlers.readyz)),
     Route("/metrics", Endpoint(handlers.metrics)),
@@ -37,20 +43,25 @@ def create_app(settings: Settings) -> ASGIApp:
         shutdown = Shutdown()
         # The probe has a connection of its own: a busy pool is no reason to be taken out of service.
         alone = msgspec.structs.replace(settings, pool_connections_max=1)
+        streams = msgspec.structs.replace(settings, pool_connections_max=settings.stream_connections_max)
         async with (
             open_database(settings) as database,
             open_database(alone) as probe_database,
+            open_database(streams) as stream_database,
+            open_waiters(database, shutdown, settings) as waiters,
             open_writer(settings) as writer,
             sampled(database.pool, writer.waiting),
         ):
             with draining(shutdown, settings.shutdown_drain_ms):
-                where = addresses(settings)
+                where = {"api": f"{settings.url()}/api/appointments", "docs": f"{settings.url()}/api/docs"}
                 log.info("started", version=VERSION, process=os.getpid(), **where, settings=settings.masked())
                 yield State(
                     settings=settings,
                     database=database,
                     probe_database=probe_database,
+                    stream_database=stream_database,
                     writer=writer,
+                    waiters=waiters,
                     shutdown=shutdown,
                 )
         log.info("stopped", process=os.getpid())
@@ -58,9 +69,3 @@ def create_app(settings: Settings) -> ASGIApp:
     # The router alone: Starlette's middleware would handle exceptions twice more, and Observe does.
     router = StaticRouter(ROUTES, lifespan)
     return Linger(Observe(router, frozenset(route.path for route in ROUTES)), settings.linger_ms_max)
-
-
-def addresses(settings: Settings) -> dict[str, str]:
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    base = f"http://{host}:{settings.port}/api"
-    return {"api": f"{base}/appointments", "docs": f"{base}/docs"}

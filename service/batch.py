@@ -14,18 +14,20 @@ START = itemgetter(0)
 
 class Run:
     """Writes that one call of `sql/upsert_appointment.sql` decides: no two of an organisation have the
-    same id, or are active and overlap. All are judged by what is held before, so what becomes of them is that of
-    writing one after another, first those that are refused: one that moves away frees its place for
-    the next run, not for this one."""
+    same id, or are active and overlap. All are judged by what is held before, so what becomes of them
+    is that of writing one after another, first those that are refused: one that moves away, or is
+    cancelled, frees its place for the next run, not for this one. Hence a run has one of a
+    sequence of an organisation."""
 
     def __init__(self) -> None:
         self.writes: list[Write] = []
         self._ids: set[tuple[str, str]] = set()
         self._intervals: dict[str, list[tuple[datetime, datetime]]] = {}  # of an organisation, in order
+        self._sequences: set[tuple[str, object]] = set()  # each with the organisation
 
-    def touches(self, write: Write) -> bool:
+    def must_precede(self, write: Write) -> bool:
         a = write.appointment
-        if (a.org_id, a.id) in self._ids:
+        if (a.org_id, a.id) in self._ids or (a.org_id, write.sequence) in self._sequences:
             return True
         intervals = self._intervals.get(a.org_id)
         if intervals is None or a.cancelled:
@@ -39,17 +41,19 @@ class Run:
         self._ids.add((a.org_id, a.id))
         if not a.cancelled:
             insort(self._intervals.setdefault(a.org_id, []), (a.start, a.end))
+        if write.sequence is not None:
+            self._sequences.add((a.org_id, write.sequence))
 
     def arguments(self) -> tuple[tuple[object, ...], ...]:
         return tuple(zip(*(write.arguments for write in self.writes), strict=True))
 
 
 def arrange(batch: Iterable[Write]) -> list[Run]:
-    """Few runs, in which each write comes after those before it that it touches."""
+    """Few runs, in which each write comes after those before it that it touches or must follow."""
     runs: list[Run] = []
     for write in batch:
         place = len(runs)
-        while place and not runs[place - 1].touches(write):
+        while place and not runs[place - 1].must_precede(write):
             place -= 1
         if place == len(runs):
             runs.append(Run())

@@ -1,4 +1,4 @@
-"""From the bytes of a POST to a sound appointment."""
+"""From the bytes of a POST to sound appointments."""
 
 import re
 from typing import Any
@@ -9,10 +9,10 @@ from starlette.requests import ClientDisconnect, Request
 
 from service.endpoint import header
 from service.fields import FIELD_KINDS, READ_ERRORS, Faults
-from service.messages import Appointment, AppointmentPayload
+from service.messages import ITEMS_MAX, Appointment, AppointmentPayload
 from service.problems import ProblemError
 
-MEDIA_TYPE = re.compile(r"application/(json|[a-z0-9!#$&^_.+-]+\+json)", re.IGNORECASE)
+MEDIA_TYPE = re.compile(r"application/(json|[a-z0-9!#$&^_.+-]+\+json)")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 PAYLOAD_FIELDS = msgspec.structs.fields(AppointmentPayload)
 
@@ -27,16 +27,42 @@ SOUND = msgspec.json.Decoder(
     )
 )
 OBJECT = msgspec.json.Decoder(RawPayload)
+ARRAY = msgspec.json.Decoder(list[Raw])
 ANY_JSON = msgspec.json.Decoder(Raw)
 
 
 async def read_appointment(request: Request, body_bytes_max: int) -> Appointment:
     """Raises ProblemError for a body that is too large, no JSON, or no sound appointment."""
-    content_type = header(request.scope, b"content-type")
-    if content_type is not None and not MEDIA_TYPE.fullmatch(content_type.partition(";")[0].strip()):
-        detail = "Expected a Content-Type of application/json or application/*+json."
-        raise ProblemError("UNSUPPORTED_MEDIA_TYPE", detail)
+    content_type = media_type(request)
+    if not is_json(content_type):
+        raise unsupported("application/json or application/*+json")
     return decode_appointment(await read_body(request, body_bytes_max))
+
+
+async def read_batch(request: Request, body_bytes_max: int) -> list[bytes]:
+    """The items, undecoded. Raises ProblemError for what is no batch."""
+    content_type = media_type(request)
+    lines = content_type == "application/x-ndjson"
+    if not (lines or is_json(content_type)):
+        raise unsupported("application/json, application/*+json or application/x-ndjson")
+    body = await read_body(request, body_bytes_max)
+    items = [line for line in body.split(b"\n") if line.strip()] if lines else list(map(bytes, decode_array(body)))
+    if len(items) > ITEMS_MAX:
+        raise ProblemError("PAYLOAD_TOO_LARGE", f"Expected at most {ITEMS_MAX} items; these are {len(items)}.")
+    return items
+
+
+def media_type(request: Request) -> str | None:
+    content_type = header(request.scope, b"content-type")
+    return None if content_type is None else content_type.partition(";")[0].strip().lower()
+
+
+def is_json(content_type: str | None) -> bool:
+    return content_type is None or MEDIA_TYPE.fullmatch(content_type) is not None
+
+
+def unsupported(expected: str) -> ProblemError:
+    return ProblemError("UNSUPPORTED_MEDIA_TYPE", f"Expected a Content-Type of {expected}.")
 
 
 async def read_body(request: Request, bytes_max: int) -> bytes:
@@ -70,6 +96,13 @@ def decode_appointment(body: bytes) -> Appointment:
     return appointment
 
 
+def decode_item(body: bytes) -> Appointment | ProblemError:
+    try:
+        return decode_appointment(body)
+    except ProblemError as error:
+        return error
+
+
 def decode_sound(body: bytes) -> dict[str, Any] | None:
     """The values of all fields in one go; None if anything is wrong, without saying what."""
     try:
@@ -101,13 +134,25 @@ def decode_each(body: bytes) -> dict[str, Any]:
 
 
 def decode_object(body: bytes) -> Any:
-    """The members as a RawPayload. msgspec does not look at the encoding of members it skips."""
+    """The members, undecoded, as a RawPayload."""
+    return decode_json(body, "object", b"{", OBJECT)
+
+
+def decode_array(body: bytes) -> list[Raw]:
+    """The items, undecoded."""
+    items: list[Raw] = decode_json(body, "array", b"[", ARRAY)
+    return items
+
+
+def decode_json(body: bytes, kind: str, opening: bytes, decoder: msgspec.json.Decoder[Any]) -> Any:
+    """Raises ProblemError for what is no JSON, or of another kind. msgspec does not look at the
+    encoding of what it skips."""
     if not body:
-        raise ProblemError("INVALID_JSON", "The body is empty; expected a JSON object.")
-    decoder = OBJECT if body.lstrip(b" \t\r\n").startswith(b"{") else ANY_JSON
+        raise ProblemError("INVALID_JSON", f"The body is empty; expected a JSON {kind}.")
+    of_kind = body.lstrip(b" \t\r\n").startswith(opening)
     try:
         body.decode()
-        members = decoder.decode(body)
+        decoded = (decoder if of_kind else ANY_JSON).decode(body)
     except msgspec.DecodeError as error:
         raise ProblemError("INVALID_JSON", f"The body is not JSON: {error}.") from None
     except UnicodeDecodeError as error:
@@ -117,8 +162,8 @@ def decode_object(body: bytes) -> Any:
         raise ProblemError("INVALID_JSON", "The body is nested too deeply.") from None
     if BYTE_ORDER_MARK in body:
         raise ProblemError("INVALID_JSON", "The body holds a byte order mark, which JSON must not.")
-    if decoder is ANY_JSON:
+    if not of_kind:
         faults = Faults()
-        faults.add("", "Expected a JSON object.")
+        faults.add("", f"Expected a JSON {kind}.")
         faults.raise_if_any()
-    return members
+    return decoded

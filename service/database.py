@@ -19,9 +19,9 @@ from service.statements import Statement
 log = structlog.get_logger()
 
 # SQLSTATE classes that say "not now" and nothing of the request: connection, read only, authorization,
-# no database, rollback, no table (the migrations were taken back), resources, lock not available,
-# operator intervention (timeouts too), system.
-UNAVAILABLE = ("08", "25006", "28", "3D000", "40", "42P01", "53", "55P03", "57", "58")
+# no database, rollback, no table (the migrations were taken back), resources, not in the state for it
+# (a lock not available, a database that takes no connections), operator intervention (timeouts too), system.
+UNAVAILABLE = ("08", "25006", "28", "3D000", "40", "42P01", "53", "55", "57", "58")
 UNKNOWN = "The database does not answer. A write may have happened; sending it again is safe."
 EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # of PostgreSQL's timestamptz
 CLOSE_SECONDS_MAX = 1
@@ -59,6 +59,14 @@ class Connection:
         with timed(statement, self._slow_seconds):
             rows: list[asyncpg.Record] = await self._connection.fetchmany(statement.text, calls)
             return rows
+
+    @asynccontextmanager
+    async def cursor(self, statement: Statement, *arguments: object) -> AsyncIterator[Any]:
+        """Opens a statement whose rows are fetched as they are wanted, all of one snapshot."""
+        async with self._connection.transaction():
+            with timed(statement, self._slow_seconds):
+                cursor = await self._connection.cursor(statement.text, *arguments)
+            yield cursor
 
     def transaction(self) -> Any:
         return self._connection.transaction()

@@ -19,8 +19,9 @@ class Endpoint:
     request, and there is one around the whole application already (observe.py).
     """
 
-    def __init__(self, get: Handler, post: Handler | None = None) -> None:
-        self._handlers = {"GET": get, "HEAD": get} | ({"POST": post} if post else {})
+    def __init__(self, get: Handler | None = None, post: Handler | None = None) -> None:
+        handlers = {"GET": get, "HEAD": get, "POST": post}
+        self._handlers = {method: handler for method, handler in handlers.items() if handler}
         self._allow = {"Allow": ", ".join(self._handlers)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,12 +1,32 @@
 """The kinds of field that a body or a query may hold: how each is read, and what to say if it is not."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
 
 from service.instants import EXPECTED, parse_instant
-from service.messages import CHARACTERS_MAX, DEFAULT_ORGANISATION, Cancelled, ExternalId, Instant, OrganisationId
+from service.messages import (
+    CHANGE_MAX,
+    CHARACTERS_MAX,
+    DEFAULT_ORGANISATION,
+    MINUTES_MAX,
+    ROWS_MAX,
+    WAIT_SECONDS_MAX,
+    Cancelled,
+    ChangesCursor,
+    ExternalId,
+    Flag,
+    Instant,
+    Limit,
+    ListCursor,
+    Minutes,
+    OrganisationId,
+    VersionCursor,
+    WaitSeconds,
+)
+from service.pages import parse_list_cursor, parse_version_cursor
 from service.problems import Code, FieldError, ProblemError
 
 
@@ -19,7 +39,7 @@ class FieldKind(NamedTuple):
     code: Code
 
 
-READ_ERRORS = (msgspec.ValidationError, ValueError)
+READ_ERRORS = (msgspec.DecodeError, RecursionError, ValueError)
 
 
 def parse_external_id(text: str) -> str:
@@ -35,6 +55,27 @@ def parse_organisation(text: str | None) -> str:
     return trimmed or DEFAULT_ORGANISATION
 
 
+def parse_flag(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError("not a flag")
+    return text == "true"
+
+
+def parameter(parse: Callable[[str], Any], expected: str) -> FieldKind:
+    """A kind that only queries hold."""
+    return FieldKind(msgspec.json.Decoder(str), parse, expected, "INVALID_REQUEST")
+
+
+def whole_number(least: int, most: int, expected: str = "") -> FieldKind:
+    def parse(text: str) -> int:
+        if not re.fullmatch(f"[0-9]{{1,{len(str(most))}}}", text) or not least <= int(text) <= most:
+            raise ValueError("not such a number")
+        return int(text)
+
+    return parameter(parse, expected or f"a whole number from {least} to {most}")
+
+
+CURSOR_EXPECTED = "a cursor as it came in a `Link` of this list"
 FIELD_KINDS: Mapping[Any, FieldKind] = {
     ExternalId: FieldKind(
         msgspec.json.Decoder(str),
@@ -55,6 +96,13 @@ FIELD_KINDS: Mapping[Any, FieldKind] = {
         "INVALID_DATE_FORMAT",
     ),
     Cancelled: FieldKind(msgspec.json.Decoder(bool | None), bool, "true or false", "INVALID_REQUEST"),
+    Flag: parameter(parse_flag, "true or false"),
+    Limit: whole_number(1, ROWS_MAX),
+    ListCursor: parameter(parse_list_cursor, CURSOR_EXPECTED),
+    VersionCursor: parameter(parse_version_cursor, CURSOR_EXPECTED),
+    ChangesCursor: whole_number(0, CHANGE_MAX, "a cursor as it came with changes or in `X-Changes-Cursor`"),
+    WaitSeconds: whole_number(0, WAIT_SECONDS_MAX),
+    Minutes: whole_number(0, MINUTES_MAX),
 }
 
 

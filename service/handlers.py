@@ -1,44 +1,28 @@
-"""The handlers: each decodes, calls and answers."""
+"""The handlers that write, and those of probes and figures: each decodes, calls and answers."""
 
-from typing import TypedDict
+from http import HTTPStatus
 
 import msgspec
+import structlog
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.body import read_appointment
-from service.database import Database
+from service.body import decode_item, read_appointment, read_batch
 from service.logs import note
-from service.messages import DEFAULT_ORGANISATION, Accepted, Instant, OrganisationId
+from service.messages import Accepted, Appointment, BatchResults, ItemResult
 from service.metrics import VERDICTS, exposition
-from service.problems import Conflict, ProblemError
+from service.problems import Conflict, ProblemError, as_problem_error
 from service.query import read_query
-from service.readiness import Shutdown, why_not_ready
-from service.settings import Settings
-from service.statements import LIST_APPOINTMENTS
-from service.writer import Writer
+from service.readiness import why_not_ready
+from service.state import state_of
+from service.verdict import Verdict
+
+log = structlog.get_logger()
 
 OK = Response(msgspec.json.encode(Accepted("ok")), media_type="application/json")
 IGNORED_STALE = Response(msgspec.json.encode(Accepted("ignored-stale")), media_type="application/json")
 ACCEPTED = {"ok": OK, "stale": IGNORED_STALE}
-LIST_PARAMETERS = {"org": OrganisationId, "at": Instant}
-
-
-class State(TypedDict):
-    """What the application holds for its handlers."""
-
-    settings: Settings
-    database: Database
-    probe_database: Database
-    writer: Writer
-    shutdown: Shutdown
-
-
-def state_of(request: Request) -> State:
-    """`request.state` would wrap it anew for each request, which costs as much as decoding a body."""
-    state: State = request.scope["state"]
-    return state
 
 
 async def post_appointment(request: Request) -> Response:
@@ -54,12 +38,31 @@ async def post_appointment(request: Request) -> Response:
     return ACCEPTED[verdict.outcome]
 
 
-async def list_appointments(request: Request) -> Response:
-    query = read_query(request, LIST_PARAMETERS)
-    organisation = query["org"] or DEFAULT_ORGANISATION
-    note(organisation=organisation)
-    [row] = await state_of(request)["database"].fetch(LIST_APPOINTMENTS, organisation, query["at"])
-    return Response(row["appointments"], media_type="application/json")
+async def post_batch(request: Request) -> Response:
+    read_query(request, known={})
+    state = state_of(request)
+    bodies = await read_batch(request, state["settings"].batch_body_bytes_max)
+    note(items=len(bodies))
+    with state["writer"].room_for_items(len(bodies)):
+        items = [decode_item(body) for body in bodies]
+        sound = [item for item in items if isinstance(item, Appointment)]
+        outcomes = iter(await state["writer"].write_in_order(sound))
+    results = [result(item if isinstance(item, ProblemError) else next(outcomes)) for item in items]
+    return Response(msgspec.json.encode(BatchResults(results)), media_type="application/json")
+
+
+def result(outcome: Verdict | BaseException) -> ItemResult:
+    """Of an item of a batch. Whatever is no verdict leaves open what became of it, or refuses it."""
+    if isinstance(outcome, Verdict):
+        VERDICTS[outcome.outcome].inc()
+        if outcome.outcome == "conflict":
+            return ItemResult("conflict", conflict(outcome.blocker).problem)
+        return ItemResult("ok" if outcome.outcome == "ok" else "ignored-stale")
+    problem = as_problem_error(outcome).problem
+    if problem.code == "INTERNAL":
+        log.error("item of a batch failed", exc_info=outcome)
+    invalid = problem.status < HTTPStatus.INTERNAL_SERVER_ERROR
+    return ItemResult("invalid" if invalid else "unknown", problem)
 
 
 def conflict(blocker: Conflict | None) -> ProblemError:

@@ -37,10 +37,12 @@ class Patience:
         self._database = database
         self._wait_seconds = settings.write_wait_ms_max / 1e3
         self._batch_max = settings.batch_writes_max
-        # Of those that wait by themselves; one connection stays for those that share their batches.
-        self._alone = asyncio.Semaphore(max(1, settings.patient_connections_max - 1))
         self._came: dict[str, list[Write]] = {}
-        self._together: set[str] = set()  # those that share their batches
+        # Organisations that share their batches; half of the connections are for these, the others for
+        # those that wait by themselves.
+        together = max(1, settings.patient_connections_max // 2)
+        self._together: list[set[str]] = [set() for _ in range(together)]
+        self._alone = asyncio.Semaphore(max(1, settings.patient_connections_max - together))
         self.tasks: set[asyncio.Task[None]] = set()
 
     def joined_by(self, write: Write) -> bool:
@@ -51,13 +53,15 @@ class Patience:
         return came is not None
 
     def put(self, writes: Iterable[Write]) -> None:
-        at_rest = not self._together
+        at_rest = [organisations for organisations in self._together if not organisations]
         for write in writes:
             if not self.joined_by(write):
-                self._came[write.organisation] = [write]
-                self._together.add(write.organisation)
-        if at_rest and self._together:
-            self._start(self._work(self._together))
+                organisation = write.organisation
+                self._came[organisation] = [write]
+                self._together[hash(organisation) % len(self._together)].add(organisation)
+        for organisations in at_rest:
+            if organisations:
+                self._start(self._work(organisations))
 
     def expire(self) -> None:
         for came in self._came.values():

@@ -123,7 +123,7 @@ def problem_response(error: Exception) -> Response:
     )
 
 
-def as_problem_error(error: Exception) -> ProblemError:
+def as_problem_error(error: BaseException) -> ProblemError:
     """Starlette's own errors are a 404 and a 405; whatever else comes is a defect of ours."""
     if isinstance(error, ProblemError):
         return error

@@ -1,6 +1,6 @@
 """Query strings: every parameter known, given once, in UTF-8; an empty one counts as missing."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -13,13 +13,13 @@ LENGTH_OF_DAY_AND_GAP = len("2020-10-10T")
 PLUS_HINT = " A `+` in a query string is a space: write `%2B`."
 
 
-def read_query(request: Request, known: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters by name: read as `known` says, None where missing.
+def read_query(request: Request, known: Mapping[str, Any], required: Collection[str] = ()) -> dict[str, Any]:
+    """The parameters by name: read as `known` says, None where missing and not `required`.
 
     Raises ProblemError with every fault. Source of the spelling: WHATWG URL, section 5.1.
     """
     query_string = request.scope["query_string"]
-    if not query_string:
+    if not query_string and not required:
         return dict.fromkeys(known)
     faults = Faults()
     given: dict[str, str] = {}
@@ -27,6 +27,10 @@ def read_query(request: Request, known: Mapping[str, Any]) -> dict[str, Any]:
         if part:
             add_parameter(part, known, given, faults)
     values = {name: read_parameter(name, given.get(name), kind, faults) for name, kind in known.items()}
+    for name in required:
+        if not given.get(name):
+            kind = FIELD_KINDS[known[name]]
+            faults.add(name, f"Missing. Expected {kind.expected}.", kind.code)
     faults.raise_if_any()
     return values
 

@@ -31,12 +31,17 @@ class Settings(Struct, frozen=True, kw_only=True):
     workers: Positive = 1
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     body_bytes_max: Positive = 1_048_576
+    batch_body_bytes_max: Positive = 4_194_304
     linger_ms_max: NotNegative = 5_000
     pool_connections_max: Positive = 10
     pool_wait_ms_max: Positive = 2_000
+    stream_connections_max: Positive = 4
+    stream_ms_max: Positive = 60_000
+    changes_waiting_max: Positive = 5_000
     lanes: Positive = 1
     batch_writes_max: Positive = 256
     writes_waiting_max: Positive = 2_000
+    batch_items_waiting_max: Positive = 32_000
     patient_connections_max: Positive = 4
     write_wait_ms_max: Positive = 5_000
     connect_ms_max: Positive = 5_000
@@ -48,6 +53,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.database_url and not is_database_url(self.database_url):
             raise ValueError(f"expected {DATABASE_URL_FORM} - at `$.database_url`")
+
+    def url(self) -> str:
+        """Where the service is found from this machine."""
+        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
     def masked(self) -> dict[str, str | int]:
         """For a log line: without passwords."""

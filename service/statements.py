@@ -18,5 +18,12 @@ def load(name: str) -> Statement:
 
 UPSERT_APPOINTMENT = load("upsert_appointment")
 LIST_APPOINTMENTS = load("list_appointments")
+LIST_ALL_APPOINTMENTS = load("list_all_appointments")
+LIST_APPOINTMENTS_AS_OF = load("list_appointments_as_of")
+LIST_VERSIONS = load("list_versions")
+LIST_CHANGES = load("list_changes")
+LIST_LAST_CHANGES = load("list_last_changes")
+LIST_AVAILABILITY = load("list_availability")
+LIST_CALENDAR = load("list_calendar")
 LOCK_SCHEMA = load("lock_schema")
 APPLIED_MIGRATIONS = load("applied_migrations")

@@ -23,17 +23,21 @@ OK, STALE, CONFLICT = Verdict("ok"), Verdict("stale"), Verdict("conflict")
 
 
 class Write:
-    """An appointment that waits for its verdict. Once its client is gone, what becomes of it is ignored."""
+    """An appointment that waits for its verdict. Once its client is gone, what becomes of it is ignored.
+    Those of one `sequence` come, within their organisation, one after another as they were put."""
 
-    __slots__ = ("appointment", "arguments", "busy_rounds", "future", "organisation", "queued_at")
+    __slots__ = ("appointment", "arguments", "busy_rounds", "future", "organisation", "queued_at", "sequence")
 
-    def __init__(self, appointment: Appointment, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, appointment: Appointment, loop: asyncio.AbstractEventLoop, sequence: object | None = None
+    ) -> None:
         self.appointment = a = appointment
         self.organisation = a.org_id
         self.arguments = (a.org_id, a.id, a.start, a.end, a.created_at, a.updated_at, a.cancelled, uuid7())
         self.future: asyncio.Future[Verdict] = loop.create_future()
         self.queued_at = monotonic()
         self.busy_rounds = 0
+        self.sequence = sequence
 
     def settle(self, verdict: Verdict) -> None:
         if not self.future.done():

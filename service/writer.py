@@ -12,8 +12,8 @@ requests that must wait go to patience.py.
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from time import monotonic
 
 import msgspec
@@ -34,6 +34,7 @@ log = structlog.get_logger()
 BUSY_ROUNDS_MAX = 3  # of one write
 BACK_OFF_SECONDS = (0.05, 0.1, 0.2, 0.5)  # before connecting again; the last one from then on
 EXPIRY_SECONDS = 0.1
+TOO_MANY = "Too many writes are waiting; nothing was written."
 NOTHING_WRITTEN = "The database does not answer; nothing was written."
 
 
@@ -45,6 +46,8 @@ class Writer:
         self._loop = asyncio.get_running_loop()  # each look for it is a system call
         self._waiting = 0
         self._waiting_max = settings.writes_waiting_max
+        self._items_waiting = 0
+        self._items_waiting_max = settings.batch_items_waiting_max
         self._wait_seconds = settings.write_wait_ms_max / 1e3
         self.lanes = [Lane(patience, settings) for _ in range(settings.lanes)]
 
@@ -52,7 +55,7 @@ class Writer:
         """The verdict, once it is committed. Raises ProblemError, a 503, if there is no room or no
         answer; writing again is safe."""
         if self._waiting >= self._waiting_max:
-            raise ProblemError("OVERLOADED", "Too many writes are waiting; nothing was written.")
+            raise ProblemError("OVERLOADED", TOO_MANY)
         write = Write(appointment, self._loop)
         if not self._patience.joined_by(write):
             self.lanes[hash(write.organisation) % len(self.lanes)].put(write)
@@ -62,9 +65,29 @@ class Writer:
         finally:
             self._waiting -= 1
 
+    @contextmanager
+    def room_for_items(self, count: int) -> Iterator[None]:
+        """Raises ProblemError, a 503, if so many items of a batch are too many."""
+        if self._items_waiting + count > self._items_waiting_max:
+            raise ProblemError("OVERLOADED", TOO_MANY)
+        self._items_waiting += count
+        try:
+            yield
+        finally:
+            self._items_waiting -= count
+
+    async def write_in_order(self, appointments: Sequence[Appointment]) -> list[Verdict | BaseException]:
+        """The verdict of each, or why there is none; those of an organisation are written one after
+        another."""
+        sequence = object()
+        writes = [Write(appointment, self._loop, sequence) for appointment in appointments]
+        # Not by a lane: of two tries for a lock the first may fail and the second not.
+        self._patience.put(writes)
+        return await asyncio.gather(*(write.future for write in writes), return_exceptions=True)
+
     def waiting(self) -> int:
-        """Writes without a verdict yet."""
-        return self._waiting
+        """Writes without a verdict yet, and items of batches."""
+        return self._waiting + self._items_waiting
 
     async def expire(self) -> None:
         """Refuses those who wait too long to be taken into a batch; the time of a batch has a limit too."""

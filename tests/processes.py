@@ -24,6 +24,7 @@ class ServiceProcess:
     def __init__(self, directory: Path, **settings: str) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.log_file = directory / "service.log"
+        self.database_url = settings.get("DATABASE_URL", "")
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "service", "serve"],

@@ -170,7 +170,7 @@ def test_lost_connections_are_replaced(database_url: str, tmp_path: Path) -> Non
 
 def test_a_defect_is_a_500_that_tells_nothing_and_a_log_line_that_tells_all(database_url: str, tmp_path: Path) -> None:
     with running_service(tmp_path, DATABASE_URL=database_url) as service:
-        query(database_url, "drop function instant_text")
+        query(database_url, "drop function instant_text cascade")
         response = service.client.get("/api/appointments?org=o", headers={"X-Request-Id": "the-defect"})
         assert (response.status_code, response.headers["x-request-id"]) == (500, "the-defect")
         assert response.headers["content-type"] == "application/problem+json"

@@ -25,7 +25,7 @@ where schemaname = 'public' and tablename not like '%yoyo%'
 union all select 'constraint', conname::text, pg_get_constraintdef(oid) from pg_constraint
 where conrelid::regclass::text in ('appointments', 'appointment_versions')
 union all select 'function', proname::text, pg_get_functiondef(p.oid) from pg_proc as p
-where proname = 'instant_text'
+where proname in ('instant_text', 'appointment_members', 'version_json')
 order by 1, 2, 3"""
 ROWS = """
 insert into appointments

@@ -8,7 +8,18 @@ import psycopg
 import pytest
 
 from service.database import SESSION
-from service.statements import LIST_APPOINTMENTS, UPSERT_APPOINTMENT, Statement
+from service.statements import (
+    LIST_ALL_APPOINTMENTS,
+    LIST_APPOINTMENTS,
+    LIST_APPOINTMENTS_AS_OF,
+    LIST_AVAILABILITY,
+    LIST_CALENDAR,
+    LIST_CHANGES,
+    LIST_LAST_CHANGES,
+    LIST_VERSIONS,
+    UPSERT_APPOINTMENT,
+    Statement,
+)
 from service.uuid7 import uuid7
 from tests.databases import new_database
 
@@ -27,8 +38,31 @@ from (
     union all
     select 'small-' || n % 100, n, timestamptz '2000-01-01Z' + n * interval '30 minutes', false
     from generate_series(1, 10000) as n
-) as filled
+) as filled;
+insert into appointment_versions
+    (appointment_id, org_id, external_id, during, payload_created_at, payload_updated_at, received_at,
+    version, cancelled)
+select id, org_id, external_id, during, payload_created_at, payload_updated_at, received_at, version, cancelled
+from appointments;
+insert into appointment_versions
+    (appointment_id, org_id, external_id, during, payload_created_at, payload_updated_at, received_at,
+    version, cancelled)
+select id, org_id, external_id, during, payload_created_at, payload_updated_at,
+    received_at + n * interval '1 second', n, cancelled
+from appointments cross join generate_series(2, 100) as n
+where org_id = 'small-7'
 """
+LISTING = (
+    LIST_APPOINTMENTS,
+    LIST_ALL_APPOINTMENTS,
+    LIST_APPOINTMENTS_AS_OF,
+    LIST_AVAILABILITY,
+    LIST_CALENDAR,
+    LIST_CHANGES,
+    LIST_LAST_CHANGES,
+    LIST_VERSIONS,
+)
+NOW = "2999-01-01Z"
 INSIDE, BETWEEN, BEFORE_ALL = "2003-01-01 00:10Z", "2003-01-01 00:25Z", "1999-01-01Z"
 
 
@@ -39,7 +73,7 @@ def session(server_url: str, template: str) -> Iterator[psycopg.Connection[Any]]
         connection.execute("analyze")
         for name, value in SESSION.items():
             connection.execute("select set_config(%s, %s, false)", (name, value))
-        for statement in (LIST_APPOINTMENTS, UPSERT_APPOINTMENT):
+        for statement in (*LISTING, UPSERT_APPOINTMENT):
             connection.execute(f"prepare {statement.name} as {statement.text}".encode())
         yield connection
 
@@ -73,20 +107,105 @@ def assert_frugal(found: list[dict[str, Any]], indexes: set[str], pages_max: int
     assert found[0]["Shared Hit Blocks"] + found[0]["Shared Read Blocks"] <= pages_max
 
 
+def assert_touched(found: list[dict[str, Any]], rows_max: int, pages_max: int) -> None:
+    """Only by indexes, and of each index no more rows and pages than that."""
+    scanned = [node for node in found if "Relation Name" in node]
+    assert all("Index Name" in node for node in scanned)
+    for node in scanned:
+        assert node["Actual Rows"] + node.get("Rows Removed by Filter", 0) <= rows_max
+    assert found[0]["Shared Hit Blocks"] + found[0]["Shared Read Blocks"] <= pages_max
+
+
 @pytest.mark.parametrize(("at", "rows"), [(INSIDE, 1), (BETWEEN, 0), (BEFORE_ALL, 0)])
 def test_a_list_at_an_instant_touches_one_row(session: psycopg.Connection[Any], at: str, rows: int) -> None:
-    found = plan(session, LIST_APPOINTMENTS, "large", at)
-    assert_frugal(found, {"appointments_start_idx"}, pages_max=12)
+    found = plan(session, LIST_APPOINTMENTS, "large", at, *[None] * 6)
+    ran = [node for node in found if node["Actual Loops"] > 0]
+    assert_frugal(ran, {"appointments_start_idx", "appointment_versions_pkey"}, pages_max=20)
     [outer] = [node for node in found if node.get("Alias") == "a"]
     assert outer["Actual Rows"] == rows
 
 
 def test_a_whole_list_comes_out_of_the_index_in_order(session: psycopg.Connection[Any]) -> None:
-    found = plan(session, LIST_APPOINTMENTS, "small-7", None)
+    found = plan(session, LIST_APPOINTMENTS, "small-7", *[None] * 7)
     [outer] = [node for node in found if node.get("Alias") == "a"]
     assert (outer["Node Type"], outer["Index Name"]) == ("Index Scan", "appointments_start_idx")
     assert outer["Actual Rows"] == 100
     assert outer.get("Rows Removed by Filter", 0) == 0
+    assert "Sort" not in {node["Node Type"] for node in found}
+
+
+@pytest.mark.parametrize(
+    ("statement", "more"),
+    [(LIST_APPOINTMENTS, []), (LIST_ALL_APPOINTMENTS, []), (LIST_APPOINTMENTS_AS_OF, ["true", NOW])],
+    ids=lambda value: getattr(value, "name", ""),
+)
+@pytest.mark.parametrize("external_id", ["a-50000", "a-102000", "none"])
+def test_one_appointment_is_found_by_its_id(
+    session: psycopg.Connection[Any], statement: Statement, more: list[str], external_id: str
+) -> None:
+    found = plan(session, statement, "large", None, None, None, external_id, None, None, *more, None)
+    assert_touched(found, rows_max=1, pages_max=30)
+
+
+@pytest.mark.parametrize("statement", [LIST_APPOINTMENTS, LIST_ALL_APPOINTMENTS], ids=lambda each: each.name)
+@pytest.mark.parametrize("after", [("2002-01-01Z", "x"), ("2003-01-01Z", "a-103000"), (None, None)])
+def test_a_page_touches_no_more_rows_than_it_shows(
+    session: psycopg.Connection[Any], statement: Statement, after: tuple[str | None, str | None]
+) -> None:
+    found = plan(session, statement, "large", None, None, None, None, *after, "10")
+    assert found[0]["Actual Rows"] == 10
+    assert_touched(found, rows_max=11, pages_max=50)
+
+
+def test_a_window_touches_no_more_rows_than_it_shows(session: psycopg.Connection[Any]) -> None:
+    window = "2002-01-01 00:10Z", "2002-01-01 02:00Z"
+    found = plan(session, LIST_APPOINTMENTS, "large", None, *window, *[None] * 4)
+    assert found[0]["Actual Rows"] == 4
+    assert_touched(found, rows_max=4, pages_max=20)
+
+
+def test_a_list_as_of_an_instant_looks_at_one_version_of_each(session: psycopg.Connection[Any]) -> None:
+    """However many there are after and before it."""
+    for as_of in ("2000-01-01 00:00Z", "2001-01-01Z", NOW):
+        found = plan(session, LIST_APPOINTMENTS_AS_OF, "small-7", *[None] * 6, "false", as_of, None)
+        [looked_at] = [node for node in found if node.get("Index Name") == "appointment_versions_received_key"]
+        assert (looked_at["Actual Loops"], looked_at["Actual Rows"] <= 1) == (100, True)
+        assert looked_at.get("Rows Removed by Filter", 0) == 0
+        assert found[0]["Shared Hit Blocks"] + found[0]["Shared Read Blocks"] <= 100 * 6 + 100
+
+
+def test_versions_come_out_of_the_index_in_order(session: psycopg.Connection[Any]) -> None:
+    found = plan(session, LIST_VERSIONS, "small-7", "a-7", "2000-01-01 03:30:50Z", "10")
+    assert found[0]["Actual Rows"] == 10
+    assert_touched(found, rows_max=10, pages_max=20)
+    assert "Sort" not in {node["Node Type"] for node in found}
+
+
+def test_changes_come_out_of_the_index_in_order(session: psycopg.Connection[Any]) -> None:
+    for after in ("0", "50000", "90000"):
+        found = plan(session, LIST_CHANGES, "large", after, "10")
+        assert found[0]["Actual Rows"] == 10
+        assert_touched(found, rows_max=10, pages_max=20)
+        assert "Sort" not in {node["Node Type"] for node in found}
+
+
+def test_a_look_for_changes_is_one_step_an_organisation(session: psycopg.Connection[Any]) -> None:
+    names = [f"small-{number}" for number in range(100)]
+    found = plan(session, LIST_LAST_CHANGES, f"{{large,unknown,{','.join(names)}}}")
+    assert found[0]["Actual Rows"] == 102
+    assert_touched(found, rows_max=1, pages_max=102 * 5)
+
+
+def test_availability_touches_no_more_rows_than_the_window_has(session: psycopg.Connection[Any]) -> None:
+    window = "2002-01-01 00:10Z", "2002-01-01 02:00Z"
+    found = plan(session, LIST_AVAILABILITY, "large", *window, "0", None)
+    assert found[0]["Actual Rows"] == 3 + 4 + 4
+    assert_touched([node for node in found if node["Node Type"] != "CTE Scan"], rows_max=4, pages_max=20)
+
+
+def test_a_calendar_comes_out_of_an_index_in_order(session: psycopg.Connection[Any]) -> None:
+    found = plan(session, LIST_CALENDAR, "large", "10")
+    assert_touched(found, rows_max=10, pages_max=30)
     assert "Sort" not in {node["Node Type"] for node in found}
 
 

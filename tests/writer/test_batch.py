@@ -17,29 +17,36 @@ LOOP = asyncio.new_event_loop()  # of futures that nobody waits for
 LOOP.close()
 
 
-def write(org_id: str, external_id: str, start: int, hours: int, cancelled: bool = False) -> Write:
+def write(
+    org_id: str, external_id: str, start: int, hours: int, cancelled: bool = False, sequence: int | None = None
+) -> Write:
     starts = DAY + timedelta(hours=start)
     ends = starts + timedelta(hours=hours)
     appointment = Appointment(
         id=external_id, start=starts, end=ends, created_at=DAY, updated_at=DAY, org_id=org_id, cancelled=cancelled
     )
-    return Write(appointment, LOOP)
+    return Write(appointment, LOOP, sequence)
 
 
 def touch(one: Write, other: Write) -> bool:
     a, b = one.appointment, other.appointment
     overlap = a.start < b.end and b.start < a.end and not (a.cancelled or b.cancelled)
-    return a.org_id == b.org_id and (a.id == b.id or overlap)
+    return a.org_id == b.org_id and (a.id == b.id or overlap or (one.sequence == other.sequence is not None))
 
 
 WRITES = st.tuples(
-    st.sampled_from("op"), st.sampled_from("abcdef"), st.integers(0, 12), st.integers(1, 4), st.booleans()
+    st.sampled_from("op"),
+    st.sampled_from("abcdef"),
+    st.integers(0, 12),
+    st.integers(1, 4),
+    st.booleans(),
+    st.sampled_from([None, None, 1, 2]),
 )
 
 
 @given(st.lists(WRITES, max_size=24))
 def test_no_two_of_a_run_touch_and_those_that_touch_keep_their_order(
-    drawn: list[tuple[str, str, int, int, bool]],
+    drawn: list[tuple[str, str, int, int, bool, int | None]],
 ) -> None:
     batch = [write(*each) for each in drawn]
     runs = arrange(batch)

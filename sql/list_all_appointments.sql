@@ -1,0 +1,113 @@
+-- The appointments of an organisation, cancelled ones too, as the JSON of the answer, in order.
+--
+-- Parameters: a filter that is null lets everything through.
+--   $1 text         organisation
+--   $2 timestamptz  only those with start <= instant < end
+--   $3 timestamptz  only those that end after it
+--   $4 timestamptz  only those that start before it
+--   $5 text         only the one with this external id
+--   $6 timestamptz  only those after this place of the order: start
+--   $7 text         and external id
+--   $8 int8         so many at most; null: all
+-- Result, a row an appointment, or one row without, if there is none:
+--   last_change         int8         number of the organisation's last change; 0: none yet
+--   appointment         text         a JSON object
+-- Lock: none.
+-- Errors: none of its own.
+-- Indexes: appointments_start_idx, appointments_cancelled_idx, appointments_external_id_key,
+--   appointment_versions_pkey.
+--
+-- By start, then external id. As list_appointments.sql, with the cancelled ones merged in: of either kind no more are read than are
+-- asked for. Cancelled ones may overlap anything, so for them an instant does not bound the starts below.
+with own as materialized (
+    -- The start of the appointment that is asked for alone; infinity: there is none.
+    select
+        case
+            when $5::text is not null then coalesce(
+                (
+                    select lower(a.during)
+                    from appointments as a
+                    where a.org_id = $1::text
+                        and a.external_id = $5::text
+                ),
+                'infinity'
+            )
+        end as start
+),
+asked as materialized (
+    select
+        coalesce(
+            (
+                select max(v.sequence_number)
+                from appointment_versions as v
+                where v.org_id = $1::text
+            ),
+            0
+        ) as last_change,
+        greatest($2::timestamptz, $3::timestamptz) as ends_after,
+        greatest(
+            '-infinity',
+            $6::timestamptz,
+            own.start,
+            (
+                select max(lower(reaching.during))
+                from appointments as reaching
+                where reaching.org_id = $1::text
+                    and not reaching.cancelled
+                    and lower(reaching.during) <= greatest($2::timestamptz, $3::timestamptz)
+            )
+        ) as first_start,
+        least('infinity', $2::timestamptz, $4::timestamptz - interval '1 microsecond', own.start) as last_start,
+        coalesce(own.start, $6::timestamptz, '-infinity') as first_cancelled_start,
+        coalesce($5::text, $7::text, '') as first_cancelled_id,
+        -- No external id is longer than 255 characters, so none comes after this one.
+        coalesce($5::text, repeat(chr(1114111), 256)) as last_cancelled_id
+    from own
+)
+select
+    asked.last_change as last_change,
+    listed.appointment as appointment
+from asked
+left join lateral (
+    select
+        '{' || appointment_members(
+            a.id,
+            a.org_id,
+            a.external_id,
+            a.during,
+            a.payload_created_at,
+            a.payload_updated_at,
+            a.version
+        )
+        || case when a.cancelled then ',"cancelled":true}' else ',"cancelled":false}' end as appointment
+    from (
+        (
+            select active.*
+            from appointments as active
+            where active.org_id = $1::text
+                and not active.cancelled
+                and lower(active.during) between asked.first_start and asked.last_start
+                and (upper(active.during) > asked.ends_after) is not false
+                and (active.external_id = $5::text) is not false
+                and ((lower(active.during), active.external_id) > ($6::timestamptz, $7::text)) is not false
+            order by lower(active.during)
+            limit $8::int8
+        )
+        union all
+        (
+            select gone.*
+            from appointments as gone
+            where gone.org_id = $1::text
+                and gone.cancelled
+                and (lower(gone.during), gone.external_id)
+                    >= (asked.first_cancelled_start, asked.first_cancelled_id)
+                and (lower(gone.during), gone.external_id) <= (asked.last_start, asked.last_cancelled_id)
+                and (upper(gone.during) > asked.ends_after) is not false
+                and ((lower(gone.during), gone.external_id) > ($6::timestamptz, $7::text)) is not false
+            order by lower(gone.during), gone.external_id
+            limit $8::int8
+        )
+    ) as a
+    order by lower(a.during), a.external_id
+    limit $8::int8
+) as listed on true;

@@ -1,0 +1,67 @@
+-- The appointments of an organisation as they were recorded at an instant, as the JSON of the answer.
+--
+-- Parameters: a filter that is null lets everything through.
+--   $1 text         organisation
+--   $2 timestamptz  only those with start <= instant < end
+--   $3 timestamptz  only those that end after it
+--   $4 timestamptz  only those that start before it
+--   $5 text         only the one with this external id
+--   $6 timestamptz  only those after this place of the order: start
+--   $7 text         and external id
+--   $8 bool         whether cancelled ones are listed too; each then says whether it is
+--   $9 timestamptz  of each appointment, the last version that was accepted at or before it
+--   $10 int8        so many at most; null: all
+-- Result, a row an appointment, or one row without, if there is none:
+--   last_change         int8         number of the organisation's last change; 0: none yet
+--   appointment         text         a JSON object
+-- Lock: none.
+-- Errors: none of its own.
+-- Indexes: appointments_external_id_key, appointment_versions_received_key, appointment_versions_pkey.
+--
+-- By start, then external id. One step into the index finds the version of an appointment, so the cost grows with the appointments
+-- of the organisation, and hardly with their versions.
+select
+    changes.last_change as last_change,
+    listed.appointment as appointment
+from (
+    select coalesce(max(v.sequence_number), 0) as last_change
+    from appointment_versions as v
+    where v.org_id = $1::text
+) as changes
+left join lateral (
+    select
+        '{' || appointment_members(
+            v.appointment_id,
+            v.org_id,
+            v.external_id,
+            v.during,
+            v.payload_created_at,
+            v.payload_updated_at,
+            v.version
+        )
+        || case
+            when not $8::bool then '}'
+            when v.cancelled then ',"cancelled":true}'
+            else ',"cancelled":false}'
+        end as appointment
+    from appointments as known
+    cross join lateral (
+        select *
+        from appointment_versions as version
+        where version.org_id = $1::text
+            and version.appointment_id = known.id
+            and version.received_at <= $9::timestamptz
+        order by version.received_at desc
+        limit 1
+    ) as v
+    where known.org_id = $1::text
+        -- No external id is longer than 255 characters, so none comes after this one.
+        and known.external_id between coalesce($5::text, '') and coalesce($5::text, repeat(chr(1114111), 256))
+        and (not v.cancelled or $8::bool)
+        and (lower(v.during) <= $2::timestamptz) is not false
+        and (upper(v.during) > greatest($2::timestamptz, $3::timestamptz)) is not false
+        and (lower(v.during) < $4::timestamptz) is not false
+        and ((lower(v.during), v.external_id) > ($6::timestamptz, $7::text)) is not false
+    order by lower(v.during), v.external_id
+    limit $10::int8
+) as listed on true;

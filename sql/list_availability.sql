@@ -1,0 +1,69 @@
+-- When an organisation is busy and when it is free within a window, as pieces of the JSON of the answer.
+--
+-- Parameters:
+--   $1 text         organisation
+--   $2 timestamptz  start of the window
+--   $3 timestamptz  its end, after the start
+--   $4 int8         free intervals of fewer minutes are left out
+--   $5 int8         so many pieces at most; null: all
+-- Result, a row a piece; all of them in a row are one JSON object:
+--   piece               text
+-- Lock: none.
+-- Errors: none of its own.
+-- Indexes: appointments_start_idx.
+--
+-- Active appointments do not overlap, so only the last one that starts at or before the window can reach into it.
+with asked as (
+    select tstzmultirange(tstzrange($2::timestamptz, $3::timestamptz)) as times
+),
+taken as materialized (
+    select coalesce(range_agg(a.during), '{}') as times
+    from appointments as a
+    where a.org_id = $1::text
+        and not a.cancelled
+        and lower(a.during) >= coalesce(
+            (
+                select max(lower(reaching.during))
+                from appointments as reaching
+                where reaching.org_id = $1::text
+                    and not reaching.cancelled
+                    and lower(reaching.during) <= $2::timestamptz
+            ),
+            '-infinity'
+        )
+        and lower(a.during) < $3::timestamptz
+),
+intervals as (
+    select 'busy' as kind, busy.during
+    from asked
+    cross join taken
+    cross join lateral unnest(taken.times * asked.times) as busy (during)
+    union all
+    select 'free' as kind, free.during
+    from asked
+    cross join taken
+    cross join lateral unnest(asked.times - taken.times) as free (during)
+    where upper(free.during) - lower(free.during) >= $4::int8 * interval '1 minute'
+)
+select pieces.piece as piece
+from (
+    select
+        1 as section,
+        null::timestamptz as start,
+        '{"from":"' || instant_text($2::timestamptz) || '","to":"' || instant_text($3::timestamptz)
+        || '","busy":[' as piece
+    union all
+    select
+        case i.kind when 'busy' then 2 else 4 end as section,
+        lower(i.during) as start,
+        case when lag(i.kind) over (partition by i.kind order by i.during) is null then '' else ',' end
+        || '{"start":"' || instant_text(lower(i.during)) || '","end":"' || instant_text(upper(i.during))
+        || '"}' as piece
+    from intervals as i
+    union all
+    select 3 as section, null as start, '],"free":[' as piece
+    union all
+    select 5 as section, null as start, ']}' as piece
+) as pieces
+order by pieces.section, pieces.start
+limit $5::int8;

@@ -1,0 +1,21 @@
+-- The number of the last change of each of these organisations.
+--
+-- Parameters:
+--   $1 text[]       organisations
+-- Result, a row an element:
+--   org_id              text
+--   last_change         int8         0: none yet
+-- Lock: none.
+-- Errors: none of its own.
+-- Indexes: appointment_versions_pkey, one step into it an organisation.
+select
+    asked.org_id as org_id,
+    coalesce(
+        (
+            select max(v.sequence_number)
+            from appointment_versions as v
+            where v.org_id = asked.org_id
+        ),
+        0
+    ) as last_change
+from unnest($1::text[]) as asked (org_id);

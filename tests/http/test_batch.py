@@ -1,0 +1,260 @@
+"""POST /api/appointments/batch."""
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+
+from service.messages import ITEMS_MAX
+from tests.databases import LOCK_ORGANISATION, assert_invariants, query
+from tests.http.requests import assert_problem, listed, payload, post
+from tests.processes import ServiceProcess, running_service
+
+URL = "/api/appointments/batch"
+LINES = {"Content-Type": "application/x-ndjson"}
+OK, STALE = {"status": "ok"}, {"status": "ignored-stale"}
+
+
+def slot(organisation: str, name: str, hour: int, day: int = 1, **changes: Any) -> dict[str, Any]:
+    """An hour of a day, as of the day of September."""
+    times = {"start": f"2020-10-10 {hour:02}:00", "end": f"2020-10-10 {hour + 1:02}:00"}
+    return payload(organisation, id=name, createdAt="2020-09-01", updatedAt=f"2020-09-{day:02}", **times | changes)
+
+
+def results(response: httpx.Response) -> list[dict[str, Any]]:
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == "application/json"
+    body = response.json()
+    assert list(body) == ["results"]
+    found: list[dict[str, Any]] = body["results"]
+    return found
+
+
+def statuses(response: httpx.Response) -> list[str]:
+    return [result["status"] for result in results(response)]
+
+
+def in_lines(items: list[Any]) -> str:
+    return "\n".join(json.dumps(item) for item in items)
+
+
+def test_each_item_has_its_result_in_the_order_sent(client: httpx.Client, organisation: str) -> None:
+    items = [
+        slot(organisation, "a", 10),
+        slot(organisation, "a", 10),
+        slot(organisation, "b", 10),
+        slot(organisation, "c", 10, start="2020-10-10 24:00"),
+        slot(organisation + "-other", "b", 10),
+        {},
+        slot(organisation, "c", 11),
+    ]
+    found = results(client.post(URL, json=items))
+    expected = ["ok", "ignored-stale", "conflict", "invalid", "ok", "invalid", "ok"]
+    assert [result["status"] for result in found] == expected
+    assert (found[0], found[1]) == (OK, STALE)
+    for result, item in zip(found, items, strict=True):
+        if result["status"] in ("conflict", "invalid"):
+            alone = client.post("/api/appointments", json=item)
+            assert result == {"status": result["status"], "problem": alone.json()}
+    assert [row["externalId"] for row in listed(client, organisation)] == ["a", "c"]
+
+
+@pytest.mark.parametrize("as_lines", [False, True])
+def test_items_of_an_organisation_are_written_one_after_another(
+    client: httpx.Client, organisation: str, as_lines: bool
+) -> None:
+    """A place is free once the one before has moved away or was cancelled, and taken before that."""
+    items = [
+        slot(organisation, "a", 10),
+        slot(organisation, "b", 10),
+        slot(organisation, "a", 11, day=2),
+        slot(organisation, "b", 10),
+        slot(organisation, "a", 10, day=3),
+        slot(organisation, "b", 10, day=2, cancelled=True),
+        slot(organisation, "a", 10, day=4),
+        slot(organisation, "c", 11),
+        slot(organisation, "c", 12, day=2),
+        slot(organisation, "d", 11),
+    ]
+    body = {"content": in_lines(items), "headers": LINES} if as_lines else {"json": items}
+    found = statuses(client.post(URL, **body))
+    assert found == ["ok", "conflict", "ok", "ok", "conflict", "ok", "ok", "ok", "ok", "ok"]
+    assert [row["externalId"] for row in listed(client, organisation)] == ["a", "d", "c"]
+
+
+def test_a_thousand_items_are_as_good_as_a_thousand_requests(client: httpx.Client, organisation: str) -> None:
+    names = [f"{organisation}-{number}" for number in range(7)]
+    items = [
+        slot(names[number % 7], f"i-{number % 90}", number % 23, day=1 + number % 28) for number in range(ITEMS_MAX)
+    ]
+    single = [client.post("/api/appointments", json=item | {"orgId": item["orgId"] + "-single"}) for item in items]
+    expected = [answer.json().get("status") if answer.status_code == 200 else "conflict" for answer in single]
+    assert statuses(client.post(URL, json=items)) == expected
+    assert {"ok", "ignored-stale", "conflict"} == set(expected)
+    for name in names:
+        one, other = (
+            [(row["externalId"], row["start"], row["version"]) for row in listed(client, name + suffix)]
+            for suffix in ("", "-single")
+        )
+        assert one == other
+
+
+def test_lines_that_are_no_json_are_bad_items_and_blank_ones_none(client: httpx.Client, organisation: str) -> None:
+    good = json.dumps(slot(organisation, "a", 10)).encode()
+    lines = [
+        b"",
+        b"{",
+        good,
+        b" \t\r",
+        b'"\xff"',
+        b"[]",
+        b"\xef\xbb\xbf" + good,
+        b'"\\ud800"',
+        good + b"\r",
+        b"[" * 9999,
+    ]
+    found = results(client.post(URL, content=b"\n".join(lines), headers=LINES))
+    assert [result["status"] for result in found] == [
+        "invalid", "ok", "invalid", "invalid", "invalid", "invalid", "ignored-stale", "invalid"
+    ]  # fmt: skip
+    codes = [result["problem"]["code"] for result in found if "problem" in result]
+    assert codes == ["INVALID_JSON", "INVALID_JSON", "INVALID_REQUEST", *["INVALID_JSON"] * 3]
+
+
+@pytest.mark.parametrize(("content", "headers"), [(b"[]", {}), (b" [ ] ", {}), (b"", LINES), (b"\n \n", LINES)])
+def test_nothing_is_a_batch_too(client: httpx.Client, content: bytes, headers: dict[str, str]) -> None:
+    assert results(client.post(URL, content=content, headers=headers)) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "code", "fields"),
+    [
+        (b"", 400, "INVALID_JSON", None),
+        (b"[", 400, "INVALID_JSON", None),
+        (b"[1,]", 400, "INVALID_JSON", None),
+        (b"[\xff]", 400, "INVALID_JSON", None),
+        (b"\xef\xbb\xbf[]", 400, "INVALID_JSON", None),
+        (b"[" * 100_000, 400, "INVALID_JSON", None),
+        (b"{}", 400, "INVALID_REQUEST", [""]),
+        (b"null", 400, "INVALID_REQUEST", [""]),
+        (b"[" + b"1," * ITEMS_MAX + b"1]", 413, "PAYLOAD_TOO_LARGE", None),
+        (b'["' + b"x" * 4_194_304 + b'"]', 413, "PAYLOAD_TOO_LARGE", None),
+    ],
+)
+def test_what_is_no_batch_is_refused_as_a_whole(
+    client: httpx.Client, content: bytes, status: int, code: str, fields: list[str] | None
+) -> None:
+    assert_problem(client.post(URL, content=content), status, code, fields)
+
+
+def test_too_many_lines_are_refused_as_a_whole(client: httpx.Client, organisation: str) -> None:
+    items = [slot(organisation, "a", 10)] * (ITEMS_MAX + 1)
+    assert_problem(client.post(URL, content=in_lines(items), headers=LINES), 413, "PAYLOAD_TOO_LARGE")
+    assert listed(client, organisation) == []
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/ndjson", "application/x-ndjson+json2"])
+def test_another_media_type_is_refused(client: httpx.Client, content_type: str) -> None:
+    response = client.post(URL, content=b"[]", headers={"Content-Type": content_type})
+    assert_problem(response, 415, "UNSUPPORTED_MEDIA_TYPE")
+
+
+@pytest.mark.parametrize(
+    "content_type", ["Application/X-NDJSON; charset=utf-8", "application/a+json", "APPLICATION/JSON"]
+)
+def test_media_types_are_read_without_case_and_parameters(client: httpx.Client, content_type: str) -> None:
+    content = b"" if "ndjson" in content_type.lower() else b"[]"
+    assert results(client.post(URL, content=content, headers={"Content-Type": content_type})) == []
+
+
+def test_it_takes_no_parameters_and_only_post(client: httpx.Client) -> None:
+    assert_problem(client.post(URL + "?org=x", content=b"[]"), 400, "INVALID_REQUEST", ["org"])
+    response = client.get(URL)
+    assert_problem(response, 405, "METHOD_NOT_ALLOWED")
+    assert response.headers["allow"] == "POST"
+
+
+@pytest.fixture
+def process(request: pytest.FixtureRequest, database_url: str, tmp_path: Path) -> Iterator[ServiceProcess]:
+    with running_service(tmp_path, DATABASE_URL=database_url, **request.param) as started:
+        yield started
+
+
+@pytest.mark.parametrize("process", [{"BATCH_ITEMS_WAITING_MAX": "3"}], indirect=True)
+def test_without_room_for_all_nothing_is_written(process: ServiceProcess) -> None:
+    items = [slot("o", f"a-{number}", number) for number in range(4)]
+    refused = process.client.post(URL, json=items)
+    assert_problem(refused, 503, "OVERLOADED")
+    assert refused.headers["retry-after"]
+    assert listed(process.client, "o") == []
+    assert statuses(process.client.post(URL, json=items[:3])) == ["ok"] * 3
+
+
+@pytest.mark.parametrize("process", [{"WRITE_WAIT_MS_MAX": "700"}], indirect=True)
+def test_what_waits_too_long_is_unknown_and_harms_no_other(process: ServiceProcess) -> None:
+    with psycopg.connect(process.database_url) as session:
+        session.execute(LOCK_ORGANISATION, ("held",))
+        items = [slot("held", "a", 10), slot("free", "a", 10), {}, slot("held", "b", 11)]
+        found = results(process.client.post(URL, json=items))
+    assert [result["status"] for result in found] == ["unknown", "ok", "invalid", "unknown"]
+    assert found[0]["problem"]["code"] == "OVERLOADED"
+    assert "nothing was written" in found[0]["problem"]["detail"]
+    assert listed(process.client, "held") == []
+
+
+@pytest.mark.parametrize("process", [{}], indirect=True)
+def test_an_item_that_the_database_refuses_harms_no_other(process: ServiceProcess) -> None:
+    query(
+        process.database_url,
+        "create function refuse() returns trigger language plpgsql as $$ begin raise exception 'no'; end $$;"
+        "create trigger refuse before insert on appointments for each row when (new.external_id = 'b')"
+        " execute function refuse()",
+    )
+    items = [slot("o", "a", 10), slot("o", "b", 11), slot("o", "c", 11), slot("p", "a", 10)]
+    found = results(process.client.post(URL, json=items))
+    assert [result["status"] for result in found] == ["ok", "unknown", "ok", "ok"]
+    assert found[1]["problem"]["code"] == "INTERNAL"
+    assert "no" not in found[1]["problem"]["detail"].split()
+    assert process.wait_for_event("item of a batch failed")["level"] == "error"
+
+
+@pytest.mark.parametrize("process", [{}], indirect=True)
+def test_while_the_database_is_away_each_item_says_what_is_known(process: ServiceProcess) -> None:
+    post(process.client, "o")
+    [[name]] = query(process.database_url, "select current_database()")
+    server = process.database_url.replace(f"/{name}", "/postgres")
+    query(server, f"alter database {name} allow_connections false")
+    kill = f"select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'"
+    query(server, kill)
+    found = results(process.client.post(URL, json=[slot("o", "a", 10), {}]))
+    assert [result["status"] for result in found] == ["unknown", "invalid"]
+    assert found[0]["problem"]["code"] == "DATABASE_UNAVAILABLE"
+    query(server, f"alter database {name} allow_connections true")
+
+
+@pytest.mark.parametrize("process", [{"WORKERS": "2"}], indirect=True)
+def test_items_keep_their_order_while_other_processes_are_at_their_organisation(process: ServiceProcess) -> None:
+    """Each batch moves one appointment to and fro in time, so that a wrong order would show as stale."""
+    found: list[list[str]] = []
+
+    def send(number: int) -> None:
+        with httpx.Client(base_url=process.url, timeout=30) as client:
+            for turn in range(5):
+                name = f"{number}-{turn}"
+                hours = [number, number + 8, number]
+                items = [slot("o", name, hour, day=day + 1) for day, hour in enumerate(hours)]
+                items += [slot("o", name, number, day=9, cancelled=True)]
+                found.append(statuses(client.post(URL, json=items)))
+
+    threads = [threading.Thread(target=send, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [["ok"] * 4] * 40
+    assert_invariants(process.database_url)

@@ -1,0 +1,123 @@
+"""GET /api/appointments.ics, read by another iCalendar parser than the one that wrote it."""
+
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import pytest
+import vobject
+
+from service.messages import ROWS_MAX
+from tests.databases import query
+from tests.http.requests import assert_accepted, assert_problem, listed, post
+from tests.http.test_lists import FILL
+from tests.processes import ServiceProcess
+
+URL = "/api/appointments.ics"
+
+
+def calendar(client: httpx.Client, organisation: str) -> Any:
+    response = client.get(URL, params={"org": organisation})
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == "text/calendar; charset=utf-8"
+    lines = response.content.split(b"\r\n")
+    assert lines[-1] == b""
+    assert all(len(line) <= 75 and not re.search(rb"[\0-\x08\x0a-\x1f\x7f]", line) for line in lines)
+    parsed = vobject.readOne(response.text)
+    parsed.validate(raiseException=True)
+    return parsed
+
+
+def events(client: httpx.Client, organisation: str) -> dict[str, Any]:
+    return {event.summary.value: event for event in calendar(client, organisation).contents.get("vevent", [])}
+
+
+def test_an_appointment_is_an_event(client: httpx.Client, organisation: str) -> None:
+    assert_accepted(post(client, organisation))
+    assert_accepted(post(client, organisation, start="2020-10-10 10:15", updatedAt="2020-09-30"))
+    [row] = listed(client, organisation)
+    [change] = client.get(f"/api/appointments/versions?org={organisation}&id=a-1&limit=2").json()[1:]
+    [event] = events(client, organisation).values()
+    assert event.uid.value == row["id"]
+    assert event.dtstart.value == datetime(2020, 10, 10, 10, 15, tzinfo=UTC)
+    assert event.dtend.value == datetime(2020, 10, 10, 10, 30, tzinfo=UTC)
+    assert event.created.value == datetime(2020, 9, 2, 14, 23, 12, tzinfo=UTC)
+    received = datetime.fromisoformat(change["receivedAt"]).replace(microsecond=0)
+    assert (event.last_modified.value, event.dtstamp.value) == (received, received)
+    assert (event.sequence.value, event.status.value) == ("1", "CONFIRMED")
+
+
+def test_a_cancelled_one_stays_with_its_uid(client: httpx.Client, organisation: str) -> None:
+    post(client, organisation)
+    [before] = events(client, organisation).values()
+    post(client, organisation, cancelled=True, updatedAt="2020-09-30")
+    [after] = events(client, organisation).values()
+    assert (after.uid.value, after.sequence.value, after.status.value) == (before.uid.value, "1", "CANCELLED")
+
+
+def test_an_organisation_without_appointments_has_a_valid_calendar(client: httpx.Client, organisation: str) -> None:
+    parsed = calendar(client, organisation)
+    assert "vevent" not in parsed.contents
+    assert parsed.contents["vtimezone"]
+    assert parsed.contents["name"][0].value == organisation
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "expected"),
+    [
+        ("2020-10-10 10:00:00.25", "2020-10-10 10:00:00.75", ("100000", "100001")),
+        ("2020-10-10 10:00:00.25", "2020-10-10 10:00:01", ("100000", "100001")),
+        ("2020-10-10 10:00:00", "2020-10-10 10:00:00.000001", ("100000", "100001")),
+        ("2020-10-10 10:00:59.999999", "2020-10-10 10:01:00.000001", ("100059", "100101")),
+        ("9999-12-31 23:59:59.5", "9999-12-31 23:59:59.999999", ("235958", "235959")),
+        ("0001-01-01 00:00", "0001-01-01 00:00:00.000001", ("000000", "000001")),
+    ],
+)
+def test_intervals_below_a_second_are_events_of_whole_ones(
+    client: httpx.Client, organisation: str, start: str, end: str, expected: tuple[str, str]
+) -> None:
+    post(client, organisation, start=start, end=end)
+    day = start[:10].replace("-", "")
+    text = client.get(URL, params={"org": organisation}).text
+    assert (f"DTSTART:{day}T{expected[0]}Z\r\n", f"DTEND:{day}T{expected[1]}Z\r\n") == tuple(
+        re.findall(r"(?:DTSTART|DTEND):\d{8}T\d{6}Z\r\n", text)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "summary"),
+    [
+        ("a,b;c\\d\ne", "a,b;c\\d\ne"),
+        ("BEGIN:VEVENT\r\nUID:1", "BEGIN:VEVENT \nUID:1"),
+        ("\x01\x0b\x0c\x1c\x7f\x85\u2028-\ttab", "       -\ttab"),
+        ("ü😀" * 60, "ü😀" * 60),
+        ("-" * 255, "-" * 255),
+    ],
+)
+def test_any_name_can_be_a_summary(client: httpx.Client, organisation: str, name: str, summary: str) -> None:
+    assert_accepted(post(client, organisation, id=name))
+    assert list(events(client, organisation)) == [summary]
+
+
+def test_what_has_not_changed_is_not_sent_again(client: httpx.Client, organisation: str) -> None:
+    post(client, organisation)
+    first = client.get(URL, params={"org": organisation})
+    headers = {"If-None-Match": first.headers["etag"]}
+    again = client.get(URL, params={"org": organisation}, headers=headers)
+    assert (again.status_code, again.content) == (304, b"")
+    post(client, organisation, updatedAt="2020-09-30")
+    assert client.get(URL, params={"org": organisation}, headers=headers).status_code == 200
+
+
+def test_a_long_calendar_is_streamed_whole(service: ServiceProcess, organisation: str) -> None:
+    query(service.database_url, FILL, organisation)
+    response = service.client.get(URL, params={"org": organisation})
+    assert response.headers["transfer-encoding"] == "chunked"
+    assert response.text.startswith("BEGIN:VCALENDAR\r\n")
+    assert response.text.endswith("END:VCALENDAR\r\n")
+    assert response.text.count("BEGIN:VEVENT") > ROWS_MAX
+
+
+def test_unknown_parameters_are_refused(client: httpx.Client) -> None:
+    assert_problem(client.get(URL + "?at=2020-10-10"), 400, "INVALID_REQUEST", ["at"])

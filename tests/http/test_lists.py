@@ -1,0 +1,317 @@
+"""GET /api/appointments beyond the core: filters, pages, lines, tags, and long lists."""
+
+from base64 import urlsafe_b64encode
+from typing import Any
+
+import httpx
+import pytest
+
+from service.messages import ROWS_MAX
+from tests.databases import query
+from tests.http.requests import assert_accepted, assert_problem, listed, post
+from tests.processes import ServiceProcess
+
+LATER = "2020-09-29"
+LINES = {"Accept": "application/x-ndjson"}
+
+
+def ids(rows: list[dict[str, Any]]) -> list[str]:
+    return [row["externalId"] for row in rows]
+
+
+@pytest.fixture
+def hours(client: httpx.Client, organisation: str) -> None:
+    """`a` from 10 to 11, `b` from 11 to 12, `c` from 13 to 14; `gone`, cancelled, from 10 to 20."""
+    for name, start, end in (("c", 13, 14), ("a", 10, 11), ("b", 11, 12)):
+        assert_accepted(post(client, organisation, id=name, start=f"2020-10-10 {start}:00", end=f"2020-10-10 {end}:00"))
+    assert_accepted(post(client, organisation, id="gone", end="2020-10-10 20:00", cancelled=True))
+
+
+@pytest.mark.usefixtures("hours")
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ({"from": "2020-10-10 11:00"}, "bc"),
+        ({"from": "2020-10-10 10:59:59.999999"}, "abc"),
+        ({"to": "2020-10-10 11:00"}, "a"),
+        ({"to": "2020-10-10 11:00:00.000001"}, "ab"),
+        ({"from": "2020-10-10 10:30", "to": "2020-10-10 11:30"}, "ab"),
+        ({"from": "2020-10-10 12:00", "to": "2020-10-10 13:00"}, ""),
+        ({"from": "2020-10-10 12:00", "to": "2020-10-10 13:30", "at": "2020-10-10 13:00"}, "c"),
+        ({"from": "2020-10-10 12:00", "at": "2020-10-10 11:00"}, ""),
+        ({"from": "0001-01-01", "to": "9999-12-31T23:59:59.999999"}, "abc"),
+        ({"to": "0001-01-01"}, ""),
+        ({"from": "9999-12-31T23:59:59.999999"}, ""),
+        ({"id": "b"}, "b"),
+        ({"id": "b", "at": "2020-10-10 11:30"}, "b"),
+        ({"id": "b", "at": "2020-10-10 10:30"}, ""),
+        ({"id": "b", "from": "2020-10-10 12:00"}, ""),
+        ({"id": "B"}, ""),
+        ({"id": "gone"}, ""),
+    ],
+)
+@pytest.mark.parametrize("as_of", [{}, {"asOf": "9999-12-31"}], ids=["now", "as of"])
+def test_filters_narrow_the_list(
+    client: httpx.Client, organisation: str, parameters: dict[str, str], as_of: dict[str, str], expected: str
+) -> None:
+    assert "".join(ids(listed(client, organisation, **parameters, **as_of))) == expected
+
+
+@pytest.mark.usefixtures("hours")
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ({}, ["a", "gone", "b", "c"]),
+        ({"at": "2020-10-10 11:30"}, ["gone", "b"]),
+        ({"from": "2020-10-10 14:00"}, ["gone"]),
+        ({"to": "2020-10-10 11:00"}, ["a", "gone"]),
+        ({"id": "gone"}, ["gone"]),
+        ({"id": "a"}, ["a"]),
+        ({"id": "none"}, []),
+    ],
+)
+@pytest.mark.parametrize("as_of", [{}, {"asOf": "9999-12-31"}], ids=["now", "as of"])
+def test_cancelled_ones_are_listed_on_request_and_every_row_says_whether_it_is(
+    client: httpx.Client, organisation: str, parameters: dict[str, str], as_of: dict[str, str], expected: list[str]
+) -> None:
+    rows = listed(client, organisation, includeCancelled="true", **parameters, **as_of)
+    assert ids(rows) == expected
+    assert [row["cancelled"] for row in rows] == [name == "gone" for name in expected]
+    active = listed(client, organisation, includeCancelled="false", **parameters, **as_of)
+    assert ids(active) == [name for name in expected if name != "gone"]
+    assert all("cancelled" not in row for row in active)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "code", "fields"),
+    [
+        ({"from": "2020-10-10", "to": "2020-10-10"}, "INVALID_TIME_RANGE", None),
+        ({"from": "2020-10-11", "to": "2020-10-10"}, "INVALID_TIME_RANGE", None),
+        ({"from": "x", "to": "y"}, "INVALID_DATE_FORMAT", ["from", "to"]),
+        ({"asOf": "now"}, "INVALID_DATE_FORMAT", ["asOf"]),
+        ({"includeCancelled": "TRUE"}, "INVALID_REQUEST", ["includeCancelled"]),
+        ({"includeCancelled": "1"}, "INVALID_REQUEST", ["includeCancelled"]),
+        ({"limit": "0"}, "INVALID_REQUEST", ["limit"]),
+        ({"limit": "1001"}, "INVALID_REQUEST", ["limit"]),
+        ({"limit": "-1"}, "INVALID_REQUEST", ["limit"]),
+        ({"limit": "1.0"}, "INVALID_REQUEST", ["limit"]),
+        ({"limit": " 1"}, "INVALID_REQUEST", ["limit"]),
+        ({"limit": "\u0661"}, "INVALID_REQUEST", ["limit"]),
+        ({"limit": "9" * 5000}, "INVALID_REQUEST", ["limit"]),
+        ({"id": " "}, "INVALID_REQUEST", ["id"]),
+        ({"limit": "x", "from": "x"}, "INVALID_REQUEST", ["from", "limit"]),
+    ],
+)
+def test_a_faulty_filter_is_refused(
+    client: httpx.Client, parameters: dict[str, str], code: str, fields: list[str] | None
+) -> None:
+    assert_problem(client.get("/api/appointments", params=parameters), 400, code, fields)
+
+
+def follow(client: httpx.Client, url: str, headers: dict[str, str] | None = None) -> list[httpx.Response]:
+    """All pages, by their links."""
+    pages = [client.get(url, headers=headers)]
+    while "next" in pages[-1].links:
+        pages.append(client.get(pages[-1].links["next"]["url"], headers=headers))
+    assert all(page.status_code == 200 for page in pages), pages[-1].text
+    return pages
+
+
+@pytest.mark.usefixtures("hours")
+@pytest.mark.parametrize("limit", [1, 2, 3, 4, 1000])
+@pytest.mark.parametrize(
+    "more", ["", "&includeCancelled=true", "&asOf=9999-12-31", "&from=2020-10-10T10:30:00%2B00:00"]
+)
+def test_pages_add_up_to_the_list(client: httpx.Client, organisation: str, limit: int, more: str) -> None:
+    url = f"/api/appointments?org={organisation}{more}"
+    whole = client.get(url).json()
+    pages = [page.json() for page in follow(client, f"{url}&limit={limit}")]
+    assert [row for page in pages for row in page] == whole
+    assert [len(page) for page in pages[:-1]] == [limit] * (len(pages) - 1)
+    assert 0 < len(pages[-1]) <= limit
+
+
+def test_a_page_starts_after_the_last_one_even_if_that_is_gone(client: httpx.Client, organisation: str) -> None:
+    """Also where another has come to start at the same time."""
+    for place in range(4):
+        post(client, organisation, id=f"m-{place}", start=f"2020-10-1{place}", end=f"2020-10-1{place} 01:00")
+    first = client.get(f"/api/appointments?org={organisation}&limit=2")
+    post(client, organisation, id="m-1", start="2019-01-01", end="2019-01-02", updatedAt=LATER)
+    for name in ("a", "z"):
+        post(client, organisation, id=name, start="2020-10-11", end="2020-10-11 01:00", updatedAt=LATER)
+        rest = client.get(first.links["next"]["url"]).json()
+        assert ids(rest) == (["m-2", "m-3"] if name == "a" else ["z", "m-2"])
+        post(client, organisation, id=name, cancelled=True, updatedAt="2020-09-30")
+
+
+def test_a_link_keeps_every_parameter(client: httpx.Client, organisation: str) -> None:
+    name = f"{organisation} & <ü>"
+    for day in (1, 2):
+        post(client, name, id=f"a-{day}", start=f"2020-10-0{day}", end=f"2020-10-0{day} 01:00")
+    response = client.get("/api/appointments", params={"org": name, "limit": "1", "to": "2020-12-01T00:00:00+01:00"})
+    url = response.links["next"]["url"]
+    assert url.startswith("/api/appointments?")
+    assert url.isascii()
+    following = client.get(url)
+    assert ids(following.json()) == ["a-2"]
+    assert following.links == {}
+
+
+def encoded(json: bytes) -> str:
+    return urlsafe_b64encode(json).rstrip(b"=").decode()
+
+
+SOUND = encoded(b'{"start":"2020-10-10T10:00:00.000Z","externalId":"a"}')
+
+
+@pytest.mark.parametrize(
+    "cursor",
+    [
+        "x",
+        "1",
+        "=",
+        SOUND + "=",
+        SOUND + " ",
+        SOUND[:-1],
+        SOUND.replace("e", "+", 1),
+        "\u00e9",
+        encoded(b"{}"),
+        encoded(b"[]"),
+        encoded(b"\xff"),
+        encoded(b'{"start":"2020-10-10T10:00:00.000Z","externalId":"a\\u0000"}'),
+        encoded(b'{"start":"2020-10-10T10:00:00.000Z","externalId":"a","more":1}'),
+        encoded(b'{"start":"tomorrow","externalId":"a"}'),
+        encoded(b'{"start":"2020-10-10T10:00:00.000Z","externalId":5}'),
+        encoded(b'{"receivedAt":"2020-10-10T10:00:00.000Z"}'),
+        encoded(b"[" * 40_000),
+    ],
+)
+def test_a_malformed_cursor_is_refused(client: httpx.Client, cursor: str) -> None:
+    response = client.get("/api/appointments", params={"limit": "1", "cursor": cursor})
+    assert_problem(response, 400, "INVALID_REQUEST", ["cursor"])
+
+
+def test_a_cursor_needs_a_limit(client: httpx.Client) -> None:
+    assert client.get("/api/appointments", params={"limit": "1", "cursor": SOUND}).status_code == 200
+    problem = assert_problem(client.get(f"/api/appointments?cursor={SOUND}"), 400, "INVALID_REQUEST", ["cursor"])
+    assert "`limit`" in problem["errors"][0]["detail"]
+
+
+@pytest.mark.usefixtures("hours")
+def test_a_row_a_line_on_request(client: httpx.Client, organisation: str) -> None:
+    url = f"/api/appointments?org={organisation}"
+    response = client.get(url, headers=LINES)
+    assert response.headers["content-type"] == "application/x-ndjson"
+    assert response.headers["vary"] == "Accept"
+    assert [httpx.Response(200, content=line).json() for line in response.text.splitlines()] == client.get(url).json()
+    assert response.text.endswith("}\n")
+    assert client.get(url + "-none", headers=LINES).content == b""
+    pages = follow(client, url + "&limit=2", LINES)
+    assert "".join(page.text for page in pages) == response.text
+
+
+@pytest.mark.parametrize(
+    ("accept", "lines"),
+    [
+        ("application/x-ndjson", True),
+        ("Application/X-NDJSON;q=0.5", True),
+        ("application/x-ndjson, */*", True),
+        ("application/json;q=0.9, application/x-ndjson", True),
+        ("application/x-ndjson;q=0.5, application/json", False),
+        ("application/x-ndjson;q=0", False),
+        ("application/x-ndjson;q=x", False),
+        ("*/*", False),
+        ("text/html", False),
+        ("", False),
+    ],
+)
+def test_what_is_accepted_decides(client: httpx.Client, organisation: str, accept: str, lines: bool) -> None:
+    response = client.get(f"/api/appointments?org={organisation}", headers={"Accept": accept})
+    assert response.headers["content-type"] == ("application/x-ndjson" if lines else "application/json")
+
+
+def test_a_tag_changes_with_every_change_of_the_organisation_and_with_nothing_else(
+    client: httpx.Client, organisation: str
+) -> None:
+    url = f"/api/appointments?org={organisation}"
+
+    def tag() -> str:
+        response = client.get(url)
+        assert response.headers["vary"] == "Accept"
+        return response.headers["etag"]
+
+    tags = [tag()]
+    for change in ({}, {"updatedAt": LATER}, {"updatedAt": "2020-09-30", "cancelled": True}):
+        assert_accepted(post(client, organisation, **change))
+        tags.append(tag())
+    assert len(set(tags)) == 4
+    assert all(each.startswith('W/"') for each in tags)
+    post(client, organisation)
+    post(client, organisation + "-other")
+    assert tag() == tags[-1]
+    assert client.get(url, headers=LINES).headers["etag"] != tags[-1]
+
+
+@pytest.mark.parametrize("more", ["", "&limit=1", "&asOf=2999-01-01", "&includeCancelled=true&id=a-1"])
+def test_what_has_not_changed_is_not_sent_again(client: httpx.Client, organisation: str, more: str) -> None:
+    post(client, organisation)
+    url = f"/api/appointments?org={organisation}{more}"
+    tag = client.get(url).headers["etag"]
+    for tags in (tag, tag.removeprefix("W/"), f'"x", {tag}', "*"):
+        response = client.get(url, headers={"If-None-Match": tags})
+        assert (response.status_code, response.content) == (304, b"")
+        assert response.headers["etag"] == tag
+    assert client.get(url, headers={"If-None-Match": '"x"'}).status_code == 200
+    post(client, organisation, updatedAt=LATER)
+    changed = client.get(url, headers={"If-None-Match": tag})
+    assert (changed.status_code, len(changed.json())) == (200, 1)
+    refused = client.get(url + "&at=x", headers={"If-None-Match": tag})
+    assert_problem(refused, 400, "INVALID_DATE_FORMAT", ["at"])
+
+
+def test_a_list_says_which_change_was_the_last(client: httpx.Client, organisation: str) -> None:
+    url = f"/api/appointments?org={organisation}"
+    assert client.get(url).headers["x-changes-cursor"] == "0"
+    cursors = []
+    for day in (1, 2, 3):
+        post(client, organisation, id=f"a-{day}", start=f"2020-10-0{day}", end=f"2020-10-0{day} 01:00")
+        cursors.append(int(client.get(url + "&at=1999-01-01").headers["x-changes-cursor"]))
+    assert cursors == sorted(set(cursors))
+    assert {page.headers["x-changes-cursor"] for page in follow(client, url + "&limit=1")} == {str(cursors[-1])}
+    assert "x-changes-cursor" not in client.get(url + "&asOf=2999-01-01").headers
+
+
+LONG = 2 * ROWS_MAX + 5
+FILL = f"""
+insert into appointments
+    (org_id, external_id, during, payload_created_at, payload_updated_at, received_at, version)
+select %s, '"' || n, tstzrange(start, start + interval '1 hour'), start, start, start, 1
+from (select n, timestamptz '2000-01-01Z' + n * interval '1 hour' as start from generate_series(1, {LONG}) as n) as s
+"""
+
+
+@pytest.fixture
+def long(service: ServiceProcess, organisation: str) -> None:
+    query(service.database_url, FILL, organisation)
+
+
+@pytest.mark.usefixtures("long")
+@pytest.mark.parametrize("more", ["", "&includeCancelled=true"])
+def test_a_long_list_is_streamed_whole_and_in_order(client: httpx.Client, organisation: str, more: str) -> None:
+    url = f"/api/appointments?org={organisation}{more}"
+    response = client.get(url)
+    assert response.headers["content-type"] == "application/json"
+    assert response.headers["transfer-encoding"] == "chunked"
+    assert {"etag", "x-changes-cursor", "x-request-id"} <= response.headers.keys()
+    rows = response.json()
+    assert ids(rows) == [f'"{number}' for number in range(1, LONG + 1)]
+    lines = client.get(url, headers=LINES)
+    assert [httpx.Response(200, content=line).json() for line in lines.text.splitlines()] == rows
+    assert [row for page in follow(client, f"{url}&limit={ROWS_MAX}") for row in page.json()] == rows
+
+
+@pytest.mark.usefixtures("long")
+def test_head_of_a_long_list_reads_no_more_than_its_beginning(client: httpx.Client, organisation: str) -> None:
+    response = client.head(f"/api/appointments?org={organisation}")
+    assert (response.status_code, response.content) == (200, b"")
+    assert response.headers["content-type"] == "application/json"

@@ -1,0 +1,89 @@
+"""Long lists to slow and vanishing readers: the array is whole, or the connection is cut."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.databases import query
+from tests.http.requests import assert_problem
+from tests.processes import ServiceProcess, running_service, wait_until
+
+ROWS = 150_000  # far more than the buffers of a connection hold
+FILL = f"""
+insert into appointments
+    (org_id, external_id, during, payload_created_at, payload_updated_at, received_at, version)
+select 'long', n, tstzrange(start, start + interval '1 hour'), start, start, start, 1
+from (select n, timestamptz '2000-01-01Z' + n * interval '1 hour' as start from generate_series(1, {ROWS}) as n) as s
+"""
+STREAMING = "select count(*) from pg_stat_activity where datname = current_database() and state like 'idle in %'"
+URL = "/api/appointments?org=long"
+GROWTH_MB_MAX = 32
+
+
+@pytest.fixture
+def database_url(database_url: str) -> str:
+    query(database_url, FILL)
+    query(database_url, "analyze")
+    return database_url
+
+
+@pytest.fixture
+def process(request: pytest.FixtureRequest, database_url: str, tmp_path: Path) -> Iterator[ServiceProcess]:
+    limits = {"STREAM_CONNECTIONS_MAX": "1", "POOL_WAIT_MS_MAX": "200"} | getattr(request, "param", {})
+    with running_service(tmp_path, DATABASE_URL=database_url, **limits) as started:
+        yield started
+
+
+def wait_until_nobody_streams(url: str) -> None:
+    wait_until(lambda: query(url, STREAMING) == [(0,)])
+
+
+def test_a_list_of_any_length_takes_little_memory(process: ServiceProcess) -> None:
+    assert process.client.get(URL + "&limit=1000").status_code == 200
+    memory = psutil.Process(process.process.pid).memory_info
+    before, size, peak = memory().rss, 0, 0
+    with process.client.stream("GET", URL) as response:
+        for chunk in response.iter_bytes():
+            size += len(chunk)
+            peak = max(peak, memory().rss)
+    assert size > 200 * ROWS
+    assert peak - before < GROWTH_MB_MAX * 1e6
+
+
+@pytest.mark.parametrize("process", [{"STREAM_MS_MAX": "300"}], indirect=True)
+def test_a_reader_who_is_too_slow_is_cut_off_and_keeps_no_connection(process: ServiceProcess) -> None:
+    with process.client.stream("GET", URL) as response:
+        assert response.status_code == 200
+        process.wait_for_event("list cut: it took too long")
+        with pytest.raises(httpx.RemoteProtocolError, match="incomplete"):
+            response.read()
+    wait_until_nobody_streams(process.database_url)
+    assert process.client.get(URL + "&limit=1000").status_code == 200
+
+
+def test_beyond_so_many_streams_there_is_no_room_but_for_short_lists(process: ServiceProcess) -> None:
+    with process.client.stream("GET", URL):
+        refused = process.client.get(URL)
+        assert_problem(refused, 503, "OVERLOADED")
+        assert refused.headers["retry-after"]
+        assert process.client.get(URL + "&limit=1000").status_code == 200
+
+
+def test_a_reader_who_leaves_frees_the_connection(process: ServiceProcess) -> None:
+    with process.client.stream("GET", URL):
+        wait_until(lambda: query(process.database_url, STREAMING) == [(1,)])
+    wait_until_nobody_streams(process.database_url)
+    assert process.client.get(URL).status_code == 200
+
+
+def test_a_list_whose_database_goes_away_is_cut_and_never_looks_whole(process: ServiceProcess) -> None:
+    stalled = STREAMING + " and state_change < now() - interval '0.3 s'"
+    with process.client.stream("GET", URL) as response:
+        wait_until(lambda: query(process.database_url, stalled) == [(1,)])
+        query(process.database_url, stalled.replace("count(*)", "pg_terminate_backend(pid)"))
+        with pytest.raises(httpx.RemoteProtocolError, match="incomplete"):
+            response.read()
+    wait_until(lambda: process.client.get(URL).status_code == 200)
