@@ -1,0 +1,84 @@
+"""What the service must do, in plain Python: a dict for each organisation, and the rules."""
+
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+from service.messages import Appointment
+
+
+class Accepted(NamedTuple):
+    """An accepted change, as the model knows it: a version row but for the ids and `receivedAt`."""
+
+    appointment: Appointment
+    version: int
+
+
+Row = tuple[str, datetime, datetime, int]
+
+
+class Model:
+    """`changes` of each organisation, in order; all else follows from them."""
+
+    def __init__(self) -> None:
+        self.changes: dict[str, list[Accepted]] = {}
+
+    def put(self, new: Appointment) -> str:
+        changes = self.changes.setdefault(new.org_id, [])
+        held = self.state(changes)
+        known = held.get(new.id)
+        if known and new.updated_at <= known.appointment.updated_at:
+            return "ignored-stale"
+        others = [each.appointment for name, each in held.items() if name != new.id]
+        if not new.cancelled and any(overlap(new, other) for other in others if not other.cancelled):
+            return "conflict"
+        changes.append(Accepted(new, known.version + 1 if known else 1))
+        return "ok"
+
+    @staticmethod
+    def state(changes: list[Accepted]) -> dict[str, Accepted]:
+        return {change.appointment.id: change for change in changes}
+
+    def listed(self, organisation: str, recorded: int | None = None, **filters: Any) -> list[Row]:
+        """After the first `recorded` changes; all if None."""
+        held = self.state(self.changes.get(organisation, [])[:recorded]).values()
+        rows = [
+            (a.id, a.start, a.end, version)
+            for a, version in held
+            if (filters.get("include_cancelled") or not a.cancelled) and selected(a, **filters)
+        ]
+        return sorted(rows, key=lambda row: (row[1], row[0]))
+
+    def busy(self, organisation: str, start: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
+        merged: list[tuple[datetime, datetime]] = []
+        for _, starts, ends, _ in self.listed(organisation, start=start, end=end):
+            clipped = max(starts, start), min(ends, end)
+            if merged and merged[-1][1] == clipped[0]:
+                merged[-1] = merged[-1][0], clipped[1]
+            else:
+                merged.append(clipped)
+        return merged
+
+    def free(self, organisation: str, start: datetime, end: datetime, minutes: int) -> list[tuple[datetime, datetime]]:
+        edges = [start, *(edge for interval in self.busy(organisation, start, end) for edge in interval), end]
+        gaps = zip(edges[::2], edges[1::2], strict=True)
+        return [(a, b) for a, b in gaps if a < b and b - a >= timedelta(minutes=minutes)]
+
+
+def overlap(one: Appointment, other: Appointment) -> bool:
+    return one.start < other.end and other.start < one.end
+
+
+def selected(
+    a: Appointment,
+    at: datetime | None = None,
+    start: datetime | None = None,
+    end: datetime | None = None,
+    name: str | None = None,
+    **_: Any,
+) -> bool:
+    return (
+        (at is None or a.start <= at < a.end)
+        and (start is None or a.end > start)
+        and (end is None or a.start < end)
+        and (name is None or a.id == name)
+    )

@@ -1,0 +1,166 @@
+"""Random histories, sent to two processes of the service, end in what the model predicts: answers, lists,
+lists as of every instant, versions, changes and free time. HISTORIES sets how many are tried."""
+
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from service.messages import Appointment
+from tests.databases import assert_invariants, new_database
+from tests.http.test_lists import follow
+from tests.model.model import Model, Row
+from tests.processes import ServiceProcess, running_service
+
+DAY = datetime(2020, 10, 10, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+NAMES = ["a", "b", "c", "d"]
+ORGANISATIONS = ["one", "two"]
+hours = st.integers(0, 6)
+appointments = st.builds(
+    lambda name, organisation, start, length, updated, cancelled: Appointment(
+        id=name,
+        org_id=organisation,
+        start=DAY + start * HOUR,
+        end=DAY + (start + length) * HOUR,
+        created_at=DAY,
+        updated_at=DAY + updated * HOUR,
+        cancelled=cancelled,
+    ),
+    st.sampled_from(NAMES),
+    st.sampled_from(ORGANISATIONS),
+    hours,
+    st.integers(1, 2),
+    st.integers(0, 9),
+    st.sampled_from([False, False, False, True]),
+)
+# A request: one appointment by itself, or a batch.
+histories = st.lists(appointments | st.lists(appointments, max_size=8), min_size=1, max_size=30)
+
+
+@pytest.fixture(scope="module")
+def process(server_url: str, template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    directory = tmp_path_factory.mktemp("histories")
+    with (
+        new_database(server_url, template) as url,
+        running_service(directory, DATABASE_URL=url, WORKERS="2") as started,
+    ):
+        yield started
+        assert_invariants(url)
+
+
+def body(appointment: Appointment, prefix: str) -> dict[str, Any]:
+    instants = {
+        name: f"{getattr(appointment, field):%Y-%m-%d %H:%M:%S}"
+        for name, field in (
+            ("start", "start"),
+            ("end", "end"),
+            ("createdAt", "created_at"),
+            ("updatedAt", "updated_at"),
+        )
+    }
+    more = {"cancelled": True} if appointment.cancelled else {}
+    return {"id": appointment.id, "orgId": prefix + appointment.org_id} | instants | more
+
+
+def instant(value: datetime) -> str:
+    return value.isoformat(timespec="microseconds")
+
+
+def send(client: httpx.Client, request: Appointment | list[Appointment], prefix: str) -> list[str]:
+    if isinstance(request, list):
+        answer = client.post("/api/appointments/batch", json=[body(each, prefix) for each in request])
+        return [result["status"] for result in answer.json()["results"]]
+    answer = client.post("/api/appointments", json=body(request, prefix))
+    return ["conflict" if answer.status_code == 409 else answer.json()["status"]]
+
+
+def rows(client: httpx.Client, organisation: str, **parameters: object) -> list[Row]:
+    """In pages of two, so that pages are tried too."""
+    url = httpx.URL("/api/appointments", params={"org": organisation, "limit": 2} | parameters)
+    found = [row for page in follow(client, str(url)) for row in page.json()]
+    return [
+        (row["externalId"], datetime.fromisoformat(row["start"]), datetime.fromisoformat(row["end"]), row["version"])
+        for row in found
+    ]
+
+
+@settings(
+    max_examples=int(os.environ.get("HISTORIES", "30")),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(history=histories, minutes=st.sampled_from([0, 60, 61]))
+def test_every_answer_is_as_the_model_predicts(
+    process: ServiceProcess, history: list[Appointment | list[Appointment]], minutes: int
+) -> None:
+    model, prefix = Model(), uuid4().hex
+    with httpx.Client(base_url=process.url, timeout=30) as client:
+        for request in history:
+            batch = request if isinstance(request, list) else [request]
+            assert send(client, request, prefix) == [model.put(each) for each in batch]
+        for organisation in ORGANISATIONS:
+            check_lists(client, model, organisation, prefix)
+            check_history(client, model, organisation, prefix)
+            check_availability(client, model, organisation, prefix, minutes)
+
+
+def check_lists(client: httpx.Client, model: Model, organisation: str, prefix: str) -> None:
+    for whole in (False, True):
+        flag = {"includeCancelled": str(whole).lower()}
+        org = prefix + organisation
+        assert rows(client, org, **flag) == model.listed(organisation, include_cancelled=whole)
+        for hour in range(9):
+            at = DAY + hour * HOUR
+            window = {"from": instant(at), "to": instant(at + 2 * HOUR)}
+            assert rows(client, org, at=instant(at), **flag) == model.listed(
+                organisation, at=at, include_cancelled=whole
+            )
+            assert rows(client, org, **window, **flag) == model.listed(
+                organisation, start=at, end=at + 2 * HOUR, include_cancelled=whole
+            )
+        for name in NAMES:
+            expected = model.listed(organisation, name=name, include_cancelled=whole)
+            assert rows(client, org, id=name, **flag) == expected
+
+
+def check_history(client: httpx.Client, model: Model, organisation: str, prefix: str) -> None:
+    changes = client.get("/api/appointments/changes", params={"org": prefix + organisation}).json()["changes"]
+    expected = model.changes.get(organisation, [])
+    assert [seen(row) for row in changes] == [
+        (a.id, a.start, a.end, a.updated_at, a.cancelled, version) for a, version in expected
+    ]
+    for name in NAMES:
+        versions = client.get("/api/appointments/versions", params={"org": prefix + organisation, "id": name}).json()
+        assert versions == [row for row in changes if row["externalId"] == name]
+        assert all(one["receivedAt"] < next_one["receivedAt"] for one, next_one in pairwise(versions))
+    for recorded, row in enumerate(changes, start=1):
+        if recorded < len(changes) and changes[recorded]["receivedAt"] == row["receivedAt"]:
+            continue
+        found = rows(client, prefix + organisation, asOf=row["receivedAt"], includeCancelled="true")
+        assert found == model.listed(organisation, recorded, include_cancelled=True)
+
+
+def seen(row: dict[str, Any]) -> tuple[object, ...]:
+    start, end, updated = (datetime.fromisoformat(row[name]) for name in ("start", "end", "payloadUpdatedAt"))
+    return row["externalId"], start, end, updated, row["cancelled"], row["version"]
+
+
+def check_availability(client: httpx.Client, model: Model, organisation: str, prefix: str, minutes: int) -> None:
+    start, end = DAY + HOUR / 2, DAY + 7 * HOUR
+    window = {"from": instant(start), "to": instant(end), "minMinutes": str(minutes)}
+    found = msgspec.json.decode(client.get("/api/availability", params={"org": prefix + organisation} | window).content)
+    intervals = {
+        kind: [tuple(datetime.fromisoformat(each[edge]) for edge in ("start", "end")) for each in found[kind]]
+        for kind in ("busy", "free")
+    }
+    assert intervals["busy"] == model.busy(organisation, start, end)
+    assert intervals["free"] == model.free(organisation, start, end, minutes)
