@@ -1,7 +1,7 @@
--- So many appointments, with their versions, spread over organisations: ten minutes each, one after
+-- So many appointments, each with so many versions, spread over organisations: ten minutes each, one after
 -- another, before the year 2000. Organisation by organisation, which makes the GiST index cheaper to build.
 --
--- Parameters: %(rows)s, %(organisations)s, and %(prefix)s of the organisations' names.
+-- Parameters: %(rows)s, %(organisations)s, %(prefix)s of the organisations' names, and %(versions)s.
 with numbered as (
     select
         n,
@@ -13,11 +13,30 @@ with numbered as (
 filled as (
     insert into appointments
         (id, org_id, external_id, during, payload_created_at, payload_updated_at, received_at, version)
-    select id, org_id, 'filled-' || n, tstzrange(start, start + interval '10 minutes'), start, start, now(), 1
+    select
+        id,
+        org_id,
+        'filled-' || n,
+        tstzrange(start, start + interval '10 minutes'),
+        start,
+        start + %(versions)s * interval '1 second',
+        timestamptz '2000-01-01' + %(versions)s * interval '1 second',
+        %(versions)s
     from numbered
     returning *
 )
 insert into appointment_versions
     (appointment_id, org_id, external_id, during, payload_created_at, payload_updated_at, received_at, version, cancelled)
-select id, org_id, external_id, during, payload_created_at, payload_updated_at, received_at, version, cancelled
-from filled;
+select
+    id,
+    org_id,
+    external_id,
+    during,
+    payload_created_at,
+    payload_created_at + number * interval '1 second',
+    timestamptz '2000-01-01' + number * interval '1 second',
+    number,
+    cancelled
+from generate_series(1, %(versions)s) as number
+cross join filled
+order by number;

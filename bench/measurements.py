@@ -3,10 +3,11 @@
 import time
 from collections.abc import Mapping
 from typing import NamedTuple
+from urllib.request import urlopen
 
 from bench import floor, open_loop, wrk
 from bench.contenders import Contender
-from bench.stage import WARM_UP_SECONDS, Stage
+from bench.stage import SHORT_HISTORY, WARM_UP_SECONDS, Stage
 from tests.databases import assert_invariants, query
 
 Figures = Mapping[str, float]
@@ -26,23 +27,21 @@ class Measurement(NamedTuple):
 
 SETTLE_SECONDS = 0.3
 HOT_ORGANISATIONS = 5
-ORGANISATIONS = {"new": 1000, "one": 1, "hot": HOT_ORGANISATIONS, "storm": 1}
+ORGANISATIONS = {"new": 1000, "one": 1, "hot": HOT_ORGANISATIONS, "storm": 1, "batch": 100}
+LONG = "long 0"
+READS_CONNECTIONS = 4
+ONE_A_ROW = b'"version"'
 
 
 def measure(stage: Stage, measurement: Measurement, base_rate: float) -> Figures:
     """`rate` a second, and latencies in ms. Raises AssertionError if an answer or a row is not right."""
     name, work, amount = measurement
     seconds = stage.size.seconds
-    if name == "pgbench" and work == "list":
-        return {"rate": floor.list_rate(stage.contender("reads").database_url, int(amount), seconds)}
-    if name == "pgbench":
-        empty(stage.floor())
-        rate = floor.upsert_rate(stage.floor(), int(amount), seconds)
-        assert_invariants(stage.floor())
-        return {"rate": rate}
+    if name in ("pgbench", "psql"):
+        return {"rate": floor_rate(stage, measurement)}
     contender = stage.contender(name)
-    if work in ("list", "at"):
-        return read(contender, work, int(amount), seconds)
+    if name in ("reads", "history"):
+        return stream(contender, int(amount)) if work == "stream" else read(contender, work, int(amount), seconds)
     if name.startswith("table "):
         as_filled(contender.database_url)
         wrk.load(contender.url, "new", WARM_UP_SECONDS, 64)  # the others have pushed it out of the caches meanwhile
@@ -51,6 +50,19 @@ def measure(stage: Stage, measurement: Measurement, base_rate: float) -> Figures
     if work == "open":
         return offer(contender, amount * base_rate, seconds)
     return write(contender, work, int(amount), seconds)
+
+
+def floor_rate(stage: Stage, measurement: Measurement) -> float:
+    """Of PostgreSQL's own programs."""
+    name, work, amount = measurement
+    if name == "psql":
+        return floor.copy_rate(stage.contender("history").database_url, LONG, int(amount))
+    if work == "list":
+        return floor.list_rate(stage.contender("reads").database_url, int(amount), stage.size.seconds)
+    empty(stage.floor())
+    rate = floor.upsert_rate(stage.floor(), int(amount), stage.size.seconds)
+    assert_invariants(stage.floor())
+    return rate
 
 
 def empty(database_url: str) -> None:
@@ -72,8 +84,12 @@ def as_filled(database_url: str) -> None:
 def write(contender: Contender, work: str, connections: int, seconds: float) -> Figures:
     before = settled(contender.database_url)
     statuses = contender.statuses() if work == "storm" else {}
-    kind = "storm" if work == "storm" else "new"
-    load = wrk.load(contender.url, kind, seconds, connections, organisations=ORGANISATIONS[work])
+    kind, items, target = "new", 1, wrk.POST_TARGET
+    if work == "storm":
+        kind = work
+    elif work == "batch":
+        kind, items, target = work, wrk.BATCH_ITEMS, wrk.POST_TARGET + "/batch"
+    load = wrk.load(contender.url, kind, seconds, connections, organisations=ORGANISATIONS[work], target=target)
     assert load.lost == 0, load
     if work == "storm":
         counts = {status: count - statuses.get(status, 0) for status, count in contender.statuses().items()}
@@ -81,27 +97,62 @@ def write(contender: Contender, work: str, connections: int, seconds: float) -> 
     else:
         assert load.refused == 0, load
         # wrk leaves when its time is up; what is under way then is written, but not counted.
-        assert load.answers <= settled(contender.database_url) - before <= load.answers + connections, load
+        written = settled(contender.database_url) - before
+        assert load.answers * items <= written <= (load.answers + connections) * items, load
     assert_invariants(contender.database_url)
     memory = contender.memory_mb()
-    return {"rate": load.rate, "p50": load.p50_ms, "p99": load.p99_ms, "max": load.max_ms, "memory_mb": memory}
+    return {**latencies(load), "rate": load.rate * items, "memory_mb": memory}
+
+
+def latencies(load: wrk.Load) -> Figures:
+    return {"rate": load.rate, "p50": load.p50_ms, "p99": load.p99_ms, "max": load.max_ms}
 
 
 def offer(contender: Contender, rate: float, seconds: float) -> Figures:
-    latencies = open_loop.load(contender.url, rate, seconds)
-    assert (latencies.refused, latencies.lost) == (0, 0), latencies
-    assert accepted(contender.database_url) == latencies.answers
+    found = open_loop.load(contender.url, rate, seconds)
+    assert (found.refused, found.lost) == (0, 0), found
+    assert accepted(contender.database_url) == found.answers
     assert_invariants(contender.database_url)
-    return {"offered": rate, "p50": latencies.p50_ms, "p99": latencies.p99_ms, "max": latencies.max_ms}
+    return {"offered": rate, "p50": found.p50_ms, "p99": found.p99_ms, "max": found.max_ms}
 
 
 def read(contender: Contender, work: str, amount: int, seconds: float) -> Figures:
     """`list`: the organisation of 1,000, over `amount` connections. `at`: one instant in an organisation
-    of `amount`."""
-    target = "/api/appointments?org=1000" if work == "list" else f"/api/appointments?org={amount}&at=1999-12-30"
-    load = wrk.load(contender.url, "get", seconds, amount if work == "list" else 64, target=target)
+    of `amount`. `as of`: the organisation of 1,000 with `amount` versions each, in the middle of them.
+    `changes`: the last 1,000 of `amount`."""
+    connections = amount if work == "list" else 64 if work == "at" else READS_CONNECTIONS
+    match work:
+        case "list":
+            target = "/api/appointments?org=1000"
+        case "at":
+            target = f"/api/appointments?org={amount}&at=1999-12-30"
+        case "as of":
+            target = f"/api/appointments?org=versions+{amount}+0&asOf=2000-01-01T00:00:50&limit=1000"
+        case _:
+            organisation = LONG if amount > SHORT_HISTORY else "short 0"
+            last = "select max(sequence_number) - 1000 from appointment_versions where org_id = %s"
+            [[after]] = query(contender.database_url, last, organisation)
+            target = f"/api/appointments/changes?org={organisation.replace(' ', '+')}&after={after}"
+    if work in ("as of", "changes"):
+        with urlopen(contender.url + target) as response:
+            assert response.read().count(b'"externalId"') == 1000, target
+    load = wrk.load(contender.url, "get", seconds, connections, target=target)
     assert (load.refused, load.lost) == (0, 0), load
-    return {"rate": load.rate, "p50": load.p50_ms, "p99": load.p99_ms, "max": load.max_ms}
+    return latencies(load)
+
+
+def stream(contender: Contender, rows: int) -> Figures:
+    """The whole list of the longest organisation: rows a second, and how much the process grows."""
+    before, peak, found, started = contender.memory_mb(), 0.0, 0, time.perf_counter()
+    with urlopen(f"{contender.url}/api/appointments?org={LONG.replace(' ', '+')}") as response:
+        ending = b""
+        while chunk := response.read(1 << 20):
+            found += (ending + chunk).count(ONE_A_ROW)
+            ending = chunk[1 - len(ONE_A_ROW) :]
+            peak = max(peak, contender.memory_mb())
+    seconds = time.perf_counter() - started
+    assert (found, ending[-1:]) == (rows, b"]")
+    return {"rate": rows / seconds, "growth_mb": peak - before}
 
 
 def settled(database_url: str) -> int:

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 class Size(NamedTuple):
     """`tunings` are the pairs of pool and processes that rivals may choose from; `loads` are shares of
-    the service's rate; `lists` are the organisations to look an instant up in."""
+    the service's rate; `lists` are the organisations to look an instant up in; `history` is the number of
+    appointments of the organisation with the longest one."""
 
     seconds: float
     rounds: int
@@ -15,6 +16,7 @@ class Size(NamedTuple):
     tunings: tuple[tuple[int, int], ...]
     tables: tuple[int, ...]
     lists: tuple[int, int]
+    history: int
     loads: tuple[float, ...]
 
 
@@ -28,6 +30,7 @@ SIZES = {
         tunings=((8, 1), (16, 1), (8, 2), (16, 2)),
         tables=(10_000, 100_000, 1_000_000, 5_000_000),
         lists=(100, 100_000),
+        history=1_000_000,
         loads=(0.25, 0.5, 0.75, 0.9),
     ),
     "quick": Size(
@@ -39,6 +42,7 @@ SIZES = {
         tunings=((8, 2),),
         tables=(1000, 20_000),
         lists=(100, 100_000),
+        history=20_000,
         loads=(0.5,),
     ),
     "tiny": Size(
@@ -50,6 +54,7 @@ SIZES = {
         tunings=((8, 1),),
         tables=(1000, 2000),
         lists=(100, 2000),
+        history=4000,
         loads=(0.5,),
     ),
 }

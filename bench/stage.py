@@ -30,6 +30,8 @@ DEFINITIONS = """
     from pg_index
     where indrelid = 'appointments'::regclass and not exists (select from pg_constraint where conindid = indexrelid)"""
 LISTED = 1000  # appointments of the organisation that is listed
+SHORT_HISTORY = 10_000
+LONG_VERSIONS, MANY_VERSIONS = 5, 100
 
 
 class Stage:
@@ -52,7 +54,8 @@ class Stage:
         self._stack.close()
 
     def contender(self, name: str) -> Contender:
-        """`service`, `workers` (two processes), `reads`, `table N` (N appointments are there), `pool`, `orm`."""
+        """`service`, `workers` (two processes), `reads`, `history`, `table N` (N appointments are there), `pool`,
+        `orm`."""
         if name not in self._opened:
             self._opened[name] = self._open(name)
         return self._opened[name]
@@ -75,6 +78,11 @@ class Stage:
         if name == "reads":
             for rows in {LISTED, *self.size.lists}:
                 fill(opened.database_url, rows, 1, f"{rows}"[:-1])  # the name is the prefix and n % 1, a 0
+        elif name == "history":
+            fill(opened.database_url, SHORT_HISTORY, 1, "short ")
+            fill(opened.database_url, LISTED, 1, "versions 1 ")
+            fill(opened.database_url, LISTED, 1, f"versions {MANY_VERSIONS} ", MANY_VERSIONS)
+            fill(opened.database_url, self.size.history, 1, "long ", LONG_VERSIONS)
         elif name.startswith("table "):
             fill(opened.database_url, int(name.removeprefix("table ")), ORGANISATIONS, "o-")
         wrk.load(opened.url, "new", WARM_UP_SECONDS, 64)
@@ -92,14 +100,16 @@ class Stage:
         return max(rates, key=lambda tuning: rates[tuning])
 
 
-def fill(database_url: str, rows: int, organisations: int, prefix: str) -> None:
-    """Without indexes and constraints, which are built anew afterwards: faster, for millions."""
+def fill(database_url: str, rows: int, organisations: int, prefix: str, versions: int = 1) -> None:
+    """The organisations are the prefix and a number from 0. Without indexes and constraints, which are
+    built anew afterwards: faster, for millions."""
     statement = Path(__file__).with_name("fill.sql").read_text(encoding="utf-8")
     with psycopg.connect(database_url, autocommit=True) as session:
         definitions = session.execute(DEFINITIONS).fetchall()
         for drop, _ in definitions:
             session.execute(drop)
-        session.execute(statement.encode(), {"rows": rows, "organisations": organisations, "prefix": prefix})
+        amounts = {"rows": rows, "organisations": organisations, "versions": versions}
+        session.execute(statement.encode(), amounts | {"prefix": prefix})
         for _, create in reversed(definitions):
             session.execute(create)
         session.execute("vacuum analyze appointments, appointment_versions")

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from bench.measurements import Figures, Measurement
 from bench.sizes import Size
+from bench.stage import LONG_VERSIONS, MANY_VERSIONS, SHORT_HISTORY
+from bench.wrk import BATCH_ITEMS
 
 Round = dict[Measurement, Figures]
 
@@ -45,6 +47,10 @@ def targets(size: Size) -> list[Target]:
     pool = half._replace(contender="pool")
     hot = Measurement("service", "hot", 64)
     few, many = (Measurement("reads", "at", rows) for rows in size.lists)
+    stream = Measurement("history", "stream", size.history)
+    once, often = (Measurement("history", "as of", versions) for versions in (1, MANY_VERSIONS))
+    short, long = (Measurement("history", "changes", rows) for rows in (SHORT_HISTORY, LONG_VERSIONS * size.history))
+    batch = Measurement("service", "batch", 8)
     return [
         Target("W1", "new appointments, 64 connections, against pgbench", "rate", service, pgbench, 1.5),
         Target("W2", "the same against rival b", "rate", service, [new("pool")], 3),
@@ -60,6 +66,35 @@ def targets(size: Size) -> list[Target]:
         Target("W9", "the same on 5 organisations", "rate", hot._replace(contender="workers"), [hot], 1.0),
         Target("R1", "a list of 1,000 against pgbench", "rate", Measurement("reads", "list", 64), lists, 0.8),
         Target("R2", f"p50 of an instant in {many.amount:,} against {few.amount}", "p50", many, [few], 1.3, False),
+        Target(
+            "H1",
+            f"batches of {BATCH_ITEMS} over 100 organisations against single requests",
+            "rate",
+            batch,
+            [service],
+            2.5,
+        ),
+        Target(
+            "H2", f"a list of {size.history:,} against psql", "rate", stream, [stream._replace(contender="psql")], 0.5
+        ),
+        Target(
+            "H3",
+            f"p50 of a list of 1,000 as of an instant, {MANY_VERSIONS} versions each against 1",
+            "p50",
+            often,
+            [once],
+            2,
+            False,
+        ),
+        Target(
+            "H4",
+            f"p50 of 1,000 changes after {long.amount:,} against after {short.amount:,}",
+            "p50",
+            long,
+            [short],
+            1.3,
+            False,
+        ),
     ]
 
 

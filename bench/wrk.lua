@@ -1,6 +1,7 @@
 -- The requests that wrk sends, and what it measured. There is no response(): it would cost wrk a fifth of
 -- its rate; the database tells what was accepted. Settings are environment variables:
---   WORK           new: appointments that overlap nothing; storm: 40 appointments fight for 40 slots; get
+--   WORK           new: appointments that overlap nothing; batch: ITEMS of them in a request; storm: 40
+--                  appointments fight for 40 slots; get
 --   ORGANISATIONS  over how many organisations
 --   RUN            a number of its own, up to 4,000, so that two runs have neither an id nor an interval in common
 --   TARGET         path and query of the requests
@@ -8,6 +9,7 @@ local work = os.getenv("WORK")
 local organisations = tonumber(os.getenv("ORGANISATIONS"))
 local run = tonumber(os.getenv("RUN"))
 local target = os.getenv("TARGET")
+local items = tonumber(os.getenv("ITEMS"))
 local sent = 0
 
 local function instant(minutes)
@@ -17,23 +19,38 @@ local function instant(minutes)
         math.floor(minutes % 1440 / 60), minutes % 60)
 end
 
-local function post(organisation, id, start, minutes, updated)
-    local body = string.format(
+local function payload(organisation, id, start, minutes, updated)
+    return string.format(
         '{"id":"%d-%d","start":"%s","end":"%s","createdAt":"2000-01-01","updatedAt":"%s","orgId":"o-%d"}',
         run, id, instant(start), instant(start + minutes), instant(updated), organisation)
+end
+
+local function new()
+    sent = sent + 1
+    return payload(sent % organisations, sent, run * 1000000 + math.floor(sent / organisations) * 10, 10, 0)
+end
+
+local function post(body)
     return string.format(
         "POST %s HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s",
         target, #body, body)
 end
 
 function request()
-    sent = sent + 1
     if work == "get" then
         return string.format("GET %s HTTP/1.1\r\nHost: bench\r\n\r\n", target)
     elseif work == "storm" then
-        return post(0, math.random(40), math.random(40) * 30, math.random(2) * 30, sent + math.random(1000))
+        sent = sent + 1
+        local start, minutes = math.random(40) * 30, math.random(2) * 30
+        return post(payload(0, math.random(40), start, minutes, sent + math.random(1000)))
+    elseif work == "batch" then
+        local payloads = {}
+        for item = 1, items do
+            payloads[item] = new()
+        end
+        return post("[" .. table.concat(payloads, ",") .. "]")
     end
-    return post(sent % organisations, sent, run * 1000000 + math.floor(sent / organisations) * 10, 10, 0)
+    return post(new())
 end
 
 function done(summary, latency)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 SCRIPT = Path(__file__).with_name("wrk.lua")
 RUNS = count()
 POST_TARGET = "/api/appointments"
+BATCH_ITEMS = 500
 
 
 class Load(NamedTuple):
@@ -40,6 +41,7 @@ def load(
 ) -> Load:
     """`work` is one of wrk.lua's."""
     environment = {"WORK": work, "ORGANISATIONS": str(organisations), "RUN": str(next(RUNS)), "TARGET": target}
+    environment |= {"ITEMS": str(BATCH_ITEMS)}
     options = ["-t1", f"-c{connections}", f"-d{max(1, round(seconds))}", "--timeout=60s", f"--script={SCRIPT}"]
     command = ["wrk", *options, url]
     done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True)
