@@ -40,9 +40,9 @@ class Patience:
         self._came: dict[str, list[Write]] = {}
         # Organisations that share their batches; half of the connections are for these, the others for
         # those that wait by themselves.
-        together = max(1, settings.patient_connections_max // 2)
+        together = settings.patient_connections_max // 2
         self._together: list[set[str]] = [set() for _ in range(together)]
-        self._alone = asyncio.Semaphore(max(1, settings.patient_connections_max - together))
+        self._alone = asyncio.Semaphore(settings.patient_connections_max - together)
         self.tasks: set[asyncio.Task[None]] = set()
 
     def joined_by(self, write: Write) -> bool:
