@@ -42,7 +42,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     batch_writes_max: Positive = 256
     writes_waiting_max: Positive = 2_000
     batch_items_waiting_max: Positive = 32_000
-    patient_connections_max: Annotated[int, Meta(ge=2, le=INTEGER_MAX)] = 4
+    patient_connections_max: Annotated[int, Meta(ge=3, le=INTEGER_MAX)] = 5
     write_wait_ms_max: Positive = 5_000
     connect_ms_max: Positive = 5_000
     statement_ms_max: Positive = 10_000

@@ -144,7 +144,7 @@ def test_one_appointment_is_found_by_its_id(
     session: psycopg.Connection[Any], statement: Statement, more: list[str], external_id: str
 ) -> None:
     found = plan(session, statement, "large", None, None, None, external_id, None, None, *more, None)
-    assert_touched(found, rows_max=1, pages_max=30)
+    assert_touched(found, rows_max=1, pages_max=36)
 
 
 @pytest.mark.parametrize("statement", [LIST_APPOINTMENTS, LIST_ALL_APPOINTMENTS], ids=lambda each: each.name)

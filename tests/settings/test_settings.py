@@ -39,7 +39,7 @@ def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
         ("STATEMENT_MS_MAX", "3000000000"),
         ("BODY_BYTES_MAX", "0"),
         ("POOL_CONNECTIONS_MAX", "none"),
-        ("PATIENT_CONNECTIONS_MAX", "1"),
+        ("PATIENT_CONNECTIONS_MAX", "2"),
         ("SHUTDOWN_GRACE_MS", "1s"),
     ],
 )

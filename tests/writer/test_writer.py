@@ -199,7 +199,8 @@ async def test_narrowing_a_batch_down_takes_no_longer_than_a_write_may_wait(data
             writes = all_at_once(writer, appointment(7), *(appointment(1, name) for name in names))
             async with asyncio.timeout(3):
                 found = await outcomes(writes)
-        assert found == ["RaiseError"] + ["OVERLOADED"] * 60
+        assert found[0] in ("RaiseError", "OVERLOADED")  # as its turn came before or after the limit
+        assert found[1:] == ["OVERLOADED"] * 60
 
 
 async def test_who_waits_too_long_in_the_queue_of_a_lane_gets_a_503(database_url: str) -> None:
