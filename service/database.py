@@ -22,6 +22,7 @@ log = structlog.get_logger()
 # no database, rollback, no table (the migrations were taken back), resources, not in the state for it
 # (a lock not available, a database that takes no connections), operator intervention (timeouts too), system.
 UNAVAILABLE = ("08", "25006", "28", "3D000", "40", "42P01", "53", "55", "57", "58")
+BROKEN = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError)  # OSError: timeouts too
 UNKNOWN = "The database does not answer. A write may have happened; sending it again is safe."
 EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # of PostgreSQL's timestamptz
 CLOSE_SECONDS_MAX = 1
@@ -102,9 +103,12 @@ class Database:
             connection = await self._acquire()
             try:
                 yield Connection(connection, self._slow_seconds)
+            except BROKEN:
+                connection.terminate()  # or the pool would hand out again what the server has ended
+                raise
             finally:
                 await self.pool.release(connection)
-        except (OSError, asyncpg.InterfaceError, asyncpg.PostgresError) as error:  # OSError: timeouts too
+        except (*BROKEN, asyncpg.PostgresError) as error:
             if not unavailable(error):
                 raise
             log.warning("database unavailable", cause=type(error).__name__)
