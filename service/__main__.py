@@ -8,13 +8,17 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from socket import socket
 
+import structlog
 from msgspec.structs import replace
 
 from service import embedded, logs, schema
+from service.keys import check_keys
 from service.server import check_database, listening, run
 from service.settings import Settings, StartError, read_settings
 from service.transfer import export_lines, import_lines
 from service.workers import supervise
+
+log = structlog.get_logger()
 
 Embedded = Callable[[], AbstractContextManager[str]]
 
@@ -27,11 +31,13 @@ def main() -> int:
         settings = read_settings()
         logs.configure(settings.log_level)
         if arguments.command == "import":
-            return import_lines(arguments.file, arguments.url or settings.url())
+            return import_lines(arguments.file, arguments.url or settings.url(), settings.auth_token)
         if arguments.command == "export":
             whole = arguments.include_cancelled
-            export_lines(arguments.url or settings.url(), arguments.org, arguments.as_of, include_cancelled=whole)
+            url = arguments.url or settings.url()
+            export_lines(url, settings.auth_token, arguments.org, arguments.as_of, include_cancelled=whole)
         elif arguments.command == "serve":
+            check_keys(settings)
             with listening(settings) as listener, database_url(settings, embedded.running) as url:
                 schema.migrate(url)
                 serve(replace(settings, database_url=url, port=listener.getsockname()[1]), listener)
@@ -48,6 +54,10 @@ def main() -> int:
 
 
 def serve(settings: Settings, listener: socket) -> None:
+    if not settings.authenticates():
+        log.warning(
+            "open", detail="Whoever reaches the service may read and write everything; AUTH_... settings restrict it."
+        )
     asyncio.run(check_database(settings))
     (run if settings.workers == 1 else supervise)(settings, listener)
 

@@ -18,23 +18,26 @@ from service.observe import Observe
 from service.readiness import Shutdown, draining
 from service.settings import Settings
 from service.state import State
+from service.tokens import open_guard
 from service.waiters import open_waiters
 from service.writer import open_writer
 
 log = structlog.get_logger()
 
-ROUTES = [
-    Route("/api/appointments", Endpoint(reads.list_appointments, handlers.post_appointment)),
-    Route("/api/appointments/batch", Endpoint(post=handlers.post_batch)),
-    Route("/api/appointments/versions", Endpoint(reads.list_versions)),
-    Route("/api/appointments/changes", Endpoint(reads.list_changes)),
-    Route("/api/appointments.ics", Endpoint(reads.calendar)),
-    Route("/api/availability", Endpoint(reads.list_availability)),
-    Route("/livez", Endpoint(handlers.livez)),
-    Route("/readyz", Endpoint(handlers.readyz)),
-    Route("/metrics", Endpoint(handlers.metrics)),
-    *docs.ROUTES,
-]
+
+def routes(settings: Settings) -> list[Route]:
+    return [
+        Route("/api/appointments", Endpoint(reads.list_appointments, handlers.post_appointment)),
+        Route("/api/appointments/batch", Endpoint(post=handlers.post_batch)),
+        Route("/api/appointments/versions", Endpoint(reads.list_versions)),
+        Route("/api/appointments/changes", Endpoint(reads.list_changes)),
+        Route("/api/appointments.ics", Endpoint(reads.calendar)),
+        Route("/api/availability", Endpoint(reads.list_availability)),
+        Route("/livez", Endpoint(handlers.livez, guarded=False)),
+        Route("/readyz", Endpoint(handlers.readyz, guarded=False)),
+        Route("/metrics", Endpoint(handlers.metrics, guarded=not settings.metrics_open)),
+        *docs.routes(guarded=not settings.docs_open),
+    ]
 
 
 def create_app(settings: Settings) -> ASGIApp:
@@ -50,6 +53,7 @@ def create_app(settings: Settings) -> ASGIApp:
             open_database(streams) as stream_database,
             open_waiters(database, shutdown, settings) as waiters,
             open_writer(settings) as writer,
+            open_guard(settings) as guard,
             sampled(database.pool, writer.waiting),
         ):
             with draining(shutdown, settings.shutdown_drain_ms):
@@ -57,6 +61,7 @@ def create_app(settings: Settings) -> ASGIApp:
                 log.info("started", version=VERSION, process=os.getpid(), **where, settings=settings.masked())
                 yield State(
                     settings=settings,
+                    guard=guard,
                     database=database,
                     probe_database=probe_database,
                     stream_database=stream_database,
@@ -67,5 +72,6 @@ def create_app(settings: Settings) -> ASGIApp:
         log.info("stopped", process=os.getpid())
 
     # The router alone: Starlette's middleware would handle exceptions twice more, and Observe does.
-    router = StaticRouter(ROUTES, lifespan)
-    return Linger(Observe(router, frozenset(route.path for route in ROUTES)), settings.linger_ms_max)
+    found = routes(settings)
+    router = StaticRouter(found, lifespan)
+    return Linger(Observe(router, frozenset(route.path for route in found)), settings.linger_ms_max)

@@ -7,6 +7,7 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 from starlette.requests import ClientDisconnect, Request
 
+from service.access import EVERYTHING, Access, access_of
 from service.endpoint import header
 from service.fields import FIELD_KINDS, READ_ERRORS, Faults
 from service.messages import ITEMS_MAX, Appointment, AppointmentPayload
@@ -32,11 +33,12 @@ ANY_JSON = msgspec.json.Decoder(Raw)
 
 
 async def read_appointment(request: Request, body_bytes_max: int) -> Appointment:
-    """Raises ProblemError for a body that is too large, no JSON, or no sound appointment."""
+    """Raises ProblemError for a body that is too large, no JSON, no sound appointment, or not to be written
+    by this bearer."""
     content_type = media_type(request)
     if not is_json(content_type):
         raise unsupported("application/json or application/*+json")
-    return decode_appointment(await read_body(request, body_bytes_max))
+    return decode_appointment(await read_body(request, body_bytes_max), access_of(request))
 
 
 async def read_batch(request: Request, body_bytes_max: int) -> list[bytes]:
@@ -86,19 +88,23 @@ def too_large(bytes_max: int) -> ProblemError:
     return ProblemError("PAYLOAD_TOO_LARGE", f"Expected a body of at most {bytes_max} bytes.")
 
 
-def decode_appointment(body: bytes) -> Appointment:
-    """Raises ProblemError: first for JSON, then for all fields at once, then for their order."""
-    appointment = Appointment(**(decode_sound(body) or decode_each(body)))
+def decode_appointment(body: bytes, access: Access = EVERYTHING) -> Appointment:
+    """Raises ProblemError: first for JSON, then for all fields at once, then for their order, then for
+    an organisation that is not the bearer's."""
+    values = decode_sound(body) or decode_each(body)
+    values["org_id"] = values["org_id"] or access.default_organisation()
+    appointment = Appointment(**values)
     if appointment.start >= appointment.end:
         raise ProblemError("INVALID_TIME_RANGE", "Expected `start` before `end`.")
     if appointment.created_at > appointment.updated_at:
         raise ProblemError("INVALID_METADATA", "Expected `createdAt` not after `updatedAt`.")
+    access.check(appointment.org_id)
     return appointment
 
 
-def decode_item(body: bytes) -> Appointment | ProblemError:
+def decode_item(body: bytes, access: Access) -> Appointment | ProblemError:
     try:
-        return decode_appointment(body)
+        return decode_appointment(body, access)
     except ProblemError as error:
         return error
 

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from service.endpoint import Endpoint
+from service.endpoint import Endpoint, Handler
 from service.openapi import DOCUMENT
 
 PAGE = Path(__file__).with_name("docs.html").read_bytes()
@@ -32,11 +32,15 @@ async def asset(content: bytes, media_type: str, _: Request) -> Response:
     return Response(content, media_type=media_type)
 
 
-ROUTES = [
-    Route("/api/docs", Endpoint(page)),
-    Route("/api/openapi.json", Endpoint(document)),
-    *(
-        Route(f"/api/docs/{name}", Endpoint(partial(asset, (ASSETS / name).read_bytes(), media_type)))
+HANDLERS: dict[str, Handler] = {
+    "/api/docs": page,
+    "/api/openapi.json": document,
+    **{
+        f"/api/docs/{name}": partial(asset, (ASSETS / name).read_bytes(), media_type)
         for name, media_type in ASSET_TYPES.items()
-    ),
-]
+    },
+}
+
+
+def routes(*, guarded: bool) -> list[Route]:
+    return [Route(path, Endpoint(handler, guarded=guarded)) for path, handler in HANDLERS.items()]

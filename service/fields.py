@@ -10,7 +10,6 @@ from service.instants import EXPECTED, parse_instant
 from service.messages import (
     CHANGE_MAX,
     CHARACTERS_MAX,
-    DEFAULT_ORGANISATION,
     MINUTES_MAX,
     ROWS_MAX,
     WAIT_SECONDS_MAX,
@@ -49,10 +48,11 @@ def parse_external_id(text: str) -> str:
 
 
 def parse_organisation(text: str | None) -> str:
+    """Empty: it is not said."""
     trimmed = (text or "").strip()
     if len(trimmed) > CHARACTERS_MAX or "\0" in trimmed:
         raise ValueError("not the name of an organisation")
-    return trimmed or DEFAULT_ORGANISATION
+    return trimmed
 
 
 def parse_flag(text: str) -> bool:

@@ -8,6 +8,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 
+from service.access import access_of
 from service.body import decode_item, read_appointment, read_batch
 from service.logs import note
 from service.messages import Accepted, Appointment, BatchResults, ItemResult
@@ -44,7 +45,7 @@ async def post_batch(request: Request) -> Response:
     bodies = await read_batch(request, state["settings"].batch_body_bytes_max)
     note(items=len(bodies))
     with state["writer"].room_for_items(len(bodies)):
-        items = [decode_item(body) for body in bodies]
+        items = [decode_item(body, access_of(request)) for body in bodies]
         sound = [item for item in items if isinstance(item, Appointment)]
         outcomes = iter(await state["writer"].write_in_order(sound))
     results = [result(item if isinstance(item, ProblemError) else next(outcomes)) for item in items]
@@ -82,10 +83,11 @@ async def livez(_: Request) -> Response:
 
 async def readyz(request: Request) -> Response:
     state = state_of(request)
-    if reason := await why_not_ready(state["probe_database"], state["shutdown"]):
+    if reason := state["guard"].why_not_ready() or await why_not_ready(state["probe_database"], state["shutdown"]):
         raise ProblemError("NOT_READY", reason)
     return OK
 
 
-async def metrics(_: Request) -> Response:
+async def metrics(request: Request) -> Response:
+    access_of(request).check_all()
     return Response(exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -72,7 +72,9 @@ EXTENSIONS: dict[Code, Json] = {
     "TIME_RANGE_UNAVAILABLE": {"conflict": Conflict("a-9", "2020-10-10T20:00:00.000Z", "2020-10-10T20:25:00.000Z")},
 }
 FIELD_CODES: list[Code] = ["INVALID_REQUEST", "INVALID_DATE_FORMAT"]
-FAILURE_CODES: list[Code] = ["OVERLOADED", "DATABASE_UNAVAILABLE", "INTERNAL"]
+ACCESS_CODES: list[Code] = ["UNAUTHENTICATED", "FORBIDDEN"]
+SECURITY: list[Json] = [{}, {"bearer": []}]  # none where authentication is switched off
+FAILURE_CODES: list[Code] = [*ACCESS_CODES, "OVERLOADED", "DATABASE_UNAVAILABLE", "INTERNAL"]
 BODY_CODES: list[Code] = ["INVALID_JSON", "INVALID_REQUEST", "PAYLOAD_TOO_LARGE", "UNSUPPORTED_MEDIA_TYPE"]
 SINGLE_CODES: list[Code] = ["INVALID_DATE_FORMAT", "INVALID_TIME_RANGE", "INVALID_METADATA", "TIME_RANGE_UNAVAILABLE"]
 IF_NONE_MATCH = {
@@ -101,9 +103,13 @@ def build() -> Json:
             "/api/availability": {"get": availability()},
             "/livez": {"get": operation("live", "Whether the process runs", alive, [])},
             "/readyz": {"get": ready},
-            "/metrics": {"get": operation("metrics", "Figures for Prometheus", text, [])},
+            "/metrics": {"get": operation("metrics", "Figures for Prometheus", text, ACCESS_CODES)},
         },
-        "components": {"schemas": schemas, "examples": {code: problem_example(code) for code in KINDS}},
+        "components": {
+            "schemas": schemas,
+            "examples": {code: problem_example(code) for code in KINDS},
+            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
+        },
     }
 
 
@@ -192,11 +198,14 @@ def operation(name: str, summary: str, answer: Json, codes: list[Code]) -> Json:
             "headers": headers(status),
             "content": {"application/problem+json": {"schema": ref("Problem"), "examples": examples}},
         }
-    return {"operationId": name, "summary": summary, "responses": responses}
+    described = {"operationId": name, "summary": summary, "responses": responses}
+    return described | ({"security": SECURITY} if "UNAUTHENTICATED" in codes else {})
 
 
 def headers(status: int) -> Json:
     described = {"X-Request-Id": {"schema": {"type": "string"}, "description": "The caller's, if sane."}}
+    if status in (401, 403):
+        described["WWW-Authenticate"] = {"schema": {"type": "string"}, "description": "RFC 6750."}
     if status == 503:
         described["Retry-After"] = {"schema": {"type": "integer"}, "description": "Seconds."}
     return described

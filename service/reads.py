@@ -8,13 +8,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service import VERSION
+from service.access import access_of
 from service.endpoint import header
 from service.fields import Faults
 from service.ics import calendar_format, events
 from service.listing import ARRAY, PIECES, Format, Listing, Rows, accepted_format, answer, texts_of
 from service.logs import note
 from service.messages import (
-    DEFAULT_ORGANISATION,
     ROWS_MAX,
     ChangesCursor,
     ExternalId,
@@ -64,7 +64,7 @@ AVAILABILITY_REQUIRED = ("from", "to")
 
 async def list_appointments(request: Request) -> Response:
     query = read_query(request, LIST_PARAMETERS)
-    organisation = organisation_of(query)
+    organisation = organisation_of(request, query)
     check_window(query)
     check_page(query)
     form = accepted_format(request)
@@ -114,14 +114,14 @@ def matches(if_none_match: str, tag: str) -> bool:
 async def list_versions(request: Request) -> Response:
     query = read_query(request, VERSION_PARAMETERS, VERSION_REQUIRED)
     check_page(query)
-    arguments = (organisation_of(query), query["id"], query["cursor"])
+    arguments = (organisation_of(request, query), query["id"], query["cursor"])
     listing = Listing(LIST_VERSIONS, arguments, VersionPlace, lambda _: {"Vary": "Accept"})
     return await answer(request, listing, accepted_format(request), query["limit"])
 
 
 async def list_changes(request: Request) -> Response:
     query = read_query(request, CHANGE_PARAMETERS)
-    organisation, after = organisation_of(query), query["after"] or 0
+    organisation, after = organisation_of(request, query), query["after"] or 0
     form = accepted_format(request)
     state = state_of(request)
     fetch = partial(state["database"].fetch, LIST_CHANGES, organisation, after, query["limit"] or ROWS_MAX)
@@ -145,12 +145,12 @@ async def disconnected(request: Request) -> None:
 async def list_availability(request: Request) -> Response:
     query = read_query(request, AVAILABILITY_PARAMETERS, AVAILABILITY_REQUIRED)
     check_window(query)
-    arguments = (organisation_of(query), query["from"], query["to"], query["minMinutes"] or 0)
+    arguments = (organisation_of(request, query), query["from"], query["to"], query["minMinutes"] or 0)
     return await answer(request, Listing(LIST_AVAILABILITY, arguments), PIECES)
 
 
 async def calendar(request: Request) -> Response:
-    organisation = organisation_of(read_query(request, CALENDAR_PARAMETERS))
+    organisation = organisation_of(request, read_query(request, CALENDAR_PARAMETERS))
     form = calendar_format(organisation)
     headers = partial(list_headers, form=form)
     if unchanged := await not_modified(request, organisation, headers):
@@ -158,8 +158,11 @@ async def calendar(request: Request) -> Response:
     return await answer(request, Listing(LIST_CALENDAR, (organisation,), headers=headers, texts=events), form)
 
 
-def organisation_of(query: Mapping[str, Any]) -> str:
-    organisation: str = query["org"] or DEFAULT_ORGANISATION
+def organisation_of(request: Request, query: Mapping[str, Any]) -> str:
+    """Raises ProblemError if it is not the bearer's."""
+    access = access_of(request)
+    organisation: str = query["org"] or access.default_organisation()
+    access.check(organisation)
     note(organisation=organisation)
     return organisation
 

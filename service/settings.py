@@ -29,6 +29,21 @@ class Settings(Struct, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65_535)] = 3000  # 0: any free one
     workers: Positive = 1
+    auth_secret: str = ""
+    auth_public_key_file: str = ""
+    auth_jwks_url: str = ""  # of these three at most one; without any everybody may do everything
+    auth_jwks_seconds: Positive = 300
+    auth_algorithms: str = ""
+    auth_audience: str = ""
+    auth_issuer: str = ""
+    auth_leeway_seconds: NotNegative = 0
+    auth_organisations_claim: str = "organisations"
+    auth_scope_claim: str = "scope"
+    auth_read_scope: str = "appointments:read"
+    auth_write_scope: str = "appointments:write"
+    auth_token: str = ""  # of import and export
+    docs_open: bool = True
+    metrics_open: bool = False
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     body_bytes_max: Positive = 1_048_576
     batch_body_bytes_max: Positive = 4_194_304
@@ -58,9 +73,18 @@ class Settings(Struct, frozen=True, kw_only=True):
         """Where the service is found from this machine."""
         return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
+    def authenticates(self) -> bool:
+        return bool(self.auth_secret or self.auth_public_key_file or self.auth_jwks_url)
+
     def masked(self) -> dict[str, str | int]:
-        """For a log line: without passwords."""
-        return msgspec.structs.asdict(self) | {"database_url": masked_url(self.database_url)}
+        """For a log line: without secrets."""
+        secret = {
+            "database_url": masked_url(self.database_url),
+            "auth_secret": "***" if self.auth_secret else "",
+            "auth_token": "***" if self.auth_token else "",
+            "auth_jwks_url": masked_url(self.auth_jwks_url),
+        }
+        return msgspec.structs.asdict(self) | secret
 
 
 def is_database_url(url: str) -> bool:

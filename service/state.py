@@ -4,6 +4,7 @@ from typing import TypedDict
 
 from starlette.requests import Request
 
+from service.access import Guard
 from service.database import Database
 from service.readiness import Shutdown
 from service.settings import Settings
@@ -13,6 +14,7 @@ from service.writer import Writer
 
 class State(TypedDict):
     settings: Settings
+    guard: Guard
     database: Database
     stream_database: Database
     probe_database: Database

@@ -57,13 +57,13 @@ class Line(NamedTuple):
     text: bytes
 
 
-def import_lines(file: str, url: str) -> int:
+def import_lines(file: str, url: str, token: str) -> int:
     """Reports to standard error; 1 if a line was refused. Raises StartError if the service does not answer."""
     counts: Counter[str] = Counter()
     with ExitStack() as stack:
         source = sys.stdin.buffer if file == "-" else stack.enter_context(Path(file).open("rb"))
         size = None if file == "-" else Path(file).stat().st_size
-        client = stack.enter_context(httpx.Client(base_url=url, timeout=TIMEOUT_SECONDS))
+        client = stack.enter_context(client_of(url, token))
         check_service(client)
         bar = stack.enter_context(tqdm(total=size, unit="B", unit_scale=True, desc="import"))
         for batch in batches(source):
@@ -77,6 +77,11 @@ def import_lines(file: str, url: str) -> int:
             bar.update(sum(len(line.text) for line in batch))
     print(", ".join(f"{count} {status}" for status, count in counts.items()) or "nothing to import", file=sys.stderr)
     return 1 if counts["conflict"] or counts["invalid"] else 0
+
+
+def client_of(url: str, token: str) -> httpx.Client:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    return httpx.Client(base_url=url, timeout=TIMEOUT_SECONDS, headers=headers)
 
 
 def check_service(client: httpx.Client) -> None:
@@ -148,14 +153,14 @@ def problem_of(response: httpx.Response) -> Problem:
         raise StartError(f"Status {response.status_code}, but no answer of this service; is the URL right?") from None
 
 
-def export_lines(url: str, organisation: str, as_of: str, *, include_cancelled: bool) -> None:
+def export_lines(url: str, token: str, organisation: str, as_of: str, *, include_cancelled: bool) -> None:
     """To standard output. Raises StartError if the list is refused, or cut before its end."""
     flag = "true" if include_cancelled else ""
     parameters = {"org": organisation, "asOf": as_of, "includeCancelled": flag}
     headers = {"Accept": "application/x-ndjson"}
     try:
         with (
-            httpx.Client(base_url=url, timeout=TIMEOUT_SECONDS) as client,
+            client_of(url, token) as client,
             client.stream("GET", "/api/appointments", params=parameters, headers=headers) as response,
         ):
             if response.status_code != httpx.codes.OK:

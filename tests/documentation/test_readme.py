@@ -12,13 +12,15 @@ import pytest
 from service import ROOT
 from service.problems import KINDS
 from service.settings import Settings
-from tests.processes import ServiceProcess, clean_environment
+from tests.processes import ServiceProcess, clean_environment, running_service
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 TARGETS = set(re.findall(r"^([a-z]+):.*## ", MAKEFILE, re.MULTILINE))
 CODE = re.findall(r"```sh\n.*?```|`[^`\n]+`", README, re.DOTALL)
-CURL = [block for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) if "curl" in block]
+SHELL = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+CURL = [block for block in SHELL if "curl" in block and "$TOKEN" not in block]
+SIGN, WITH_TOKEN = (block for block in SHELL if "TOKEN" in block)
 
 
 def table_rows(first_cell: str) -> list[list[str]]:
@@ -44,9 +46,13 @@ def test_help_lists_every_target() -> None:
     assert set(phony[1].split()) == TARGETS
 
 
+def in_environment(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def test_every_setting_is_in_the_table_with_its_default() -> None:
     rows = {name.strip("`"): default.strip("`") for name, default, _ in table_rows("`[A-Z_]+` \\| .*")}
-    defaults = {name.upper(): str(getattr(Settings(), name)) for name in Settings.__struct_fields__}
+    defaults = {name.upper(): in_environment(getattr(Settings(), name)) for name in Settings.__struct_fields__}
     assert rows == defaults
 
 
@@ -97,3 +103,19 @@ def test_the_curl_examples_answer_as_shown(answers: list[str]) -> None:
     [listed] = [values for values in answered if len(values) == 2]
     assert listed[0] == listed[1]
     assert [error["field"] for error in faults[0]["errors"]] == ["id", "start", "updatedAt"]
+
+
+@needs_curl
+def test_the_token_of_the_example_opens_its_organisation(database_url: str, tmp_path: Path) -> None:
+    names = [*dict.fromkeys(re.findall(r"AUTH_[A-Z]+", SIGN)), "TOKEN"]
+    shown = f'{SIGN}\nfor name in {" ".join(names)}; do echo "${{!name}}"; done'
+    done = subprocess.run(["bash", "-c", shown], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
+    values = dict(zip(names, done.stdout.splitlines(), strict=True))
+    token = values.pop("TOKEN")
+    with running_service(tmp_path, DATABASE_URL=database_url, **values) as service:
+        for given, status in ((token, "200"), ("", "401")):
+            pasted = WITH_TOKEN.replace("http://127.0.0.1:3000", service.url).replace("curl", "curl -w '%{http_code}'")
+            done = subprocess.run(
+                ["bash", "-c", f"TOKEN={given}; {pasted}"], capture_output=True, text=True, timeout=30, check=True
+            )
+            assert done.stdout.endswith(status), done.stdout

@@ -1,0 +1,87 @@
+"""An issuer of tokens: its keys, what it signs, and the URL where it publishes them."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+SECRET = "a secret that is shared, and long enough for HS512: 64 bytes or more"
+AUDIENCE, ISSUER = "appointments", "https://issuer.example"
+SETTINGS = {"AUTH_AUDIENCE": AUDIENCE, "AUTH_ISSUER": ISSUER}
+RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+OTHER_RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+P256 = ec.generate_private_key(ec.SECP256R1())
+ED25519 = ed25519.Ed25519PrivateKey.generate()
+
+
+def claims(*organisations: str, **changes: Any) -> dict[str, Any]:
+    """Sound ones for an hour; a change to None takes a claim out."""
+    sound = {
+        "aud": AUDIENCE,
+        "iss": ISSUER,
+        "exp": int(time.time()) + 3600,
+        "organisations": list(organisations),
+        "scope": "appointments:read appointments:write",
+    }
+    return {name: value for name, value in (sound | changes).items() if value is not None}
+
+
+def token(
+    *organisations: str, key: Any = SECRET, algorithm: str = "HS256", kid: str | None = None, **changes: Any
+) -> str:
+    headers = {"kid": kid} if kid else {}
+    return jwt.encode(claims(*organisations, **changes), key, algorithm, headers=headers)
+
+
+def pem(private_key: Any) -> bytes:
+    octets: bytes = private_key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return octets
+
+
+def published(kid: str, private_key: Any, **members: str) -> dict[str, Any]:
+    algorithm = {ec.EllipticCurvePrivateKey: "ES256", rsa.RSAPrivateKey: "RS256"}
+    name = next((name for kind, name in algorithm.items() if isinstance(private_key, kind)), "EdDSA")
+    entry = json.loads(jwt.get_algorithm_by_name(name).to_jwk(private_key.public_key()))
+    entry.pop("key_ops", None)
+    return {**entry, "kid": kid, **members}
+
+
+class Publisher:
+    """Serves `keys` at `url`; without, it fails."""
+
+    def __init__(self) -> None:
+        self.keys: list[dict[str, Any]] = []
+        self.asked = 0
+        publisher = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                publisher.asked += 1
+                self.send_response(200 if publisher.keys else 500)
+                self.end_headers()
+                self.wfile.write(json.dumps({"keys": publisher.keys}).encode())
+
+            def log_message(self, *_: object) -> None:
+                """Is quiet."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/keys"
+
+
+@contextmanager
+def publishing(*keys: dict[str, Any]) -> Iterator[Publisher]:
+    publisher = Publisher()
+    publisher.keys = list(keys)
+    threading.Thread(target=publisher.server.serve_forever, daemon=True).start()
+    try:
+        yield publisher
+    finally:
+        publisher.server.shutdown()
+        publisher.server.server_close()

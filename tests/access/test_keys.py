@@ -1,0 +1,50 @@
+"""Settings of authentication that do not go together stop the start with one line that says why."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.keys import check_keys
+from service.settings import Settings, StartError
+from tests.access.issuer import RSA, SECRET, pem
+
+WHOLE: dict[str, Any] = {"auth_secret": SECRET, "auth_audience": "a", "auth_issuer": "i"}
+
+
+@pytest.mark.parametrize("changes", [{}, {"auth_algorithms": "HS256, HS512"}])
+def test_whole_settings_are_sound(changes: dict[str, Any]) -> None:
+    check_keys(Settings(**WHOLE | changes))
+    check_keys(Settings())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"auth_audience": ""}, "AUTH_AUDIENCE is missing"),
+        ({"auth_issuer": ""}, "AUTH_ISSUER is missing"),
+        ({"auth_secret": ""}, "AUTH_AUDIENCE needs one of AUTH_SECRET, AUTH_PUBLIC_KEY_FILE, AUTH_JWKS_URL"),
+        ({"auth_jwks_url": "https://issuer.example/keys"}, "AUTH_SECRET, AUTH_JWKS_URL exclude one another"),
+        ({"auth_secret": "x" * 31}, "AUTH_SECRET is too short; expected at least 32 bytes"),
+        ({"auth_secret": "x" * 63, "auth_algorithms": "HS512"}, "expected at least 64 bytes"),
+        ({"auth_algorithms": "RS256"}, "AUTH_ALGORITHMS is wrong: expected some of HS256"),
+        ({"auth_algorithms": "none"}, "AUTH_ALGORITHMS is wrong"),
+        ({"auth_secret": "", "auth_jwks_url": "https://h/", "auth_algorithms": "HS256"}, "expected some of RS256"),
+    ],
+)
+def test_what_does_not_go_together_is_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(StartError, match=message) as caught:
+        check_keys(Settings(**WHOLE | changes))
+    assert "xxx" not in str(caught.value)
+
+
+def test_a_file_without_a_public_key_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "key.pem"
+    settings = Settings(**WHOLE | {"auth_secret": "", "auth_public_key_file": str(file)})
+    with pytest.raises(StartError, match="AUTH_PUBLIC_KEY_FILE is wrong: No such file"):
+        check_keys(settings)
+    file.write_text("no key")
+    with pytest.raises(StartError, match="AUTH_PUBLIC_KEY_FILE is wrong: expected a public key in PEM"):
+        check_keys(settings)
+    file.write_bytes(pem(RSA))
+    check_keys(settings)
