@@ -39,6 +39,12 @@ STATEMENT_SECONDS = seconds(
 )
 statement_seconds = cache(STATEMENT_SECONDS.labels)
 verdicts = Counter("appointment_verdicts", "What became of sound appointments.", ("verdict",), registry=REGISTRY)
+REFUSALS = Counter(
+    "http_connections_refused",
+    "Connections that were ended with an error: too many, too slow, or too much.",
+    ("code",),
+    registry=REGISTRY,
+)
 VERDICTS = {outcome: verdicts.labels(outcome) for outcome in ("ok", "stale", "conflict")}
 gauge = partial(Gauge, multiprocess_mode="livesum", registry=REGISTRY)
 POOL_CONNECTIONS = gauge("database_pool_connections", "Connections of the pool, by what they do.", ("state",))

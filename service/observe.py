@@ -23,6 +23,10 @@ CUT_SHORT = "The service is shutting down. A write may have happened; sending it
 CLIENT_GONE = 499  # as nginx logs it; nobody gets to see it
 
 
+def new_id() -> str:
+    return f"{getrandbits(128):032x}"
+
+
 class Observe:
     """Wraps all routes, so that no answer leaves without an id and no request unlogged."""
 
@@ -37,7 +41,7 @@ class Observe:
             return
         started = perf_counter()
         asked = header(scope, b"x-request-id")
-        request_id = asked if asked and SANE_ID.fullmatch(asked) else f"{getrandbits(128):032x}"
+        request_id = asked if asked and SANE_ID.fullmatch(asked) else new_id()
         REQUEST.set({"request_id": request_id})
         scope["app"] = self  # so that the router raises its errors
         status = CLIENT_GONE

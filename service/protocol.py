@@ -1,10 +1,36 @@
-"""uvicorn's HTTP protocol, made to write an answer in one piece and to ignore `Upgrade`."""
+"""uvicorn's HTTP protocol, with limits, made to write an answer in one piece and to ignore `Upgrade`.
+
+Limits of time are looked at from outside (`expire_slow`), for all connections at once: a timer for each
+request would cost every one of them.
+"""
 
 import asyncio
-from typing import Any
+from collections.abc import Iterable, Mapping
+from math import inf
+from time import monotonic
+from typing import Any, Literal
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from service.metrics import REFUSALS
+from service.observe import new_id
+from service.problems import ProblemError, problem_response
+from service.settings import Settings
+
+Phase = Literal["head", "body", "busy", "writing", "idle", "refused"]
+Progress = tuple[int, Phase]  # of which message
+FRAMING = 8  # times as long as its content may a body be that comes in chunks of a byte
+
+
+class Trailers:
+    """Takes the fields that follow a body in chunks, and keeps nothing (RFC 9110, section 6.5.1)."""
+
+    def append(self, field: object) -> None:
+        """Forgets it."""
+
+
+TRAILERS = Trailers()
 
 
 class Joined:
@@ -32,7 +58,8 @@ class Joined:
 
     def flush(self) -> None:
         if self._pieces:
-            self._transport.write(b"".join(self._pieces))
+            if not self.is_closing():  # by a client that reset it, of which the protocol may not know yet
+                self._transport.write(b"".join(self._pieces))
             self._pieces.clear()
 
 
@@ -44,30 +71,152 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(Joined(transport))  # type: ignore[arg-type]
-
-    def on_response_complete(self) -> None:
-        self.transport.flush()  # type: ignore[attr-defined]
-        super().on_response_complete()
-
-    def _should_upgrade(self) -> bool:
-        return self._get_upgrade() is not None  # makes uvicorn hold the request back
+        settings = self.app_state["settings"]
+        self._head_bytes_max = settings.header_bytes_max
+        self._message_bytes_max = FRAMING * settings.batch_body_bytes_max
+        self._bytes = 0  # of the head, or of the body and its framing
+        self._messages = 0
+        self._reading: Phase | None = None  # the part of a message that is under way
+        self._refused = False
+        self.noted: Progress | None = None
+        self.noted_at = 0.0
+        if len(self.connections) > settings.connections_max:
+            self._refuse(ProblemError("OVERLOADED", "There are too many connections; nothing was written."))
 
     def data_received(self, data: bytes) -> None:
-        self._unset_keepalive_if_required()
+        while data and not self._refused:
+            piece = data[: self._head_bytes_max - (self._bytes if self._reading == "head" else 0)]
+            data = data[len(piece) :]
+            self._feed(piece)
+
+    def _feed(self, piece: bytes) -> None:
+        """A piece goes no further than a head may."""
+        before, messages = self._reading, self._messages
         try:
-            self.parser.feed_data(data)
+            self.parser.feed_data(piece)
         except httptools.HttpParserUpgrade as upgrade:
             if self._should_upgrade():
                 head = self._head_without_upgrade()
                 self.parser = httptools.HttpRequestParser(self)
                 self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-                self.data_received(head + data[upgrade.args[0] :])
+                self._reading = None
+                self.data_received(head + piece[upgrade.args[0] :])
             elif self.cycle:  # after CONNECT the parser takes nothing more
                 self.cycle.keep_alive = False
+            return
         except httptools.HttpParserError:
             self.send_400_response("Invalid HTTP request received.")
+            return
+        if self._reading is None:
+            return
+        # One that began within the piece, after another, is counted from the next piece on.
+        whole = self._messages == messages + (before is None) and self._reading == (before or "head")
+        self._bytes = self._bytes + len(piece) if whole else 0
+        if self._reading == "head" and self._bytes >= self._head_bytes_max:
+            detail = f"Expected a request line and headers of at most {self._head_bytes_max} bytes."
+            self._refuse(ProblemError("HEADERS_TOO_LARGE", detail))
+        elif self._bytes > self._message_bytes_max:
+            self._refuse(ProblemError("PAYLOAD_TOO_LARGE", "The body with its framing is too large."))
+
+    def on_message_begin(self) -> None:
+        self._messages += 1
+        self._bytes = 0
+        self._reading = "head"
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._bytes = 0
+        self._reading = "body"
+        super().on_headers_complete()
+        if not self.parser.should_upgrade():
+            self.headers = TRAILERS  # type: ignore[assignment]
+
+    def on_message_complete(self) -> None:
+        self._reading = None
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """As uvicorn's, but for its timer."""
+        self.transport.flush()  # type: ignore[attr-defined]
+        self.server_state.total_requests += 1
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+            if self.pipeline:
+                self._start_asgi_task(*self.pipeline.pop())
+
+    def phase(self) -> Phase:
+        if self._refused:
+            return "refused"
+        if self.transport.get_write_buffer_size():
+            return "writing"
+        if self._reading == "body":
+            return "body"
+        if self.cycle and not self.cycle.response_complete:
+            return "busy"
+        return "head" if self._reading == "head" or not self._messages else "idle"
+
+    def progress(self) -> Progress:
+        """Changes with the message and the phase."""
+        return self._messages, self.phase()
+
+    def expire(self, phase: Phase) -> None:
+        """Ends what has been in a phase for too long."""
+        if phase == "head" and self._messages:
+            self._refuse(ProblemError("REQUEST_TIMEOUT", "The request line and headers took too long."))
+        elif phase == "body" and not self.cycle.response_started:
+            self._refuse(ProblemError("REQUEST_TIMEOUT", "The body took too long; nothing was written."))
+        elif phase in ("head", "idle"):
+            self.transport.close()
+        else:
+            self.transport.abort()
+
+    def _refuse(self, error: ProblemError) -> None:
+        """The last answer of the connection. What still comes is read for a while and thrown away, so that
+        the client can read the answer (RFC 9112, section 9.6)."""
+        self._refused = True
+        REFUSALS.labels(error.problem.code).inc()
+        if self.cycle and not self.cycle.response_complete:
+            if self._reading != "body" or self.cycle.response_started:  # it is another request's
+                self.cycle.keep_alive = False
+                return
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        response = problem_response(error)
+        headers = [*self.server_state.default_headers, *response.raw_headers, (b"x-request-id", new_id().encode())]
+        head = b"".join(b"%s: %s\r\n" % header for header in headers)
+        self.transport.write(
+            STATUS_LINE[error.problem.status] + head + b"connection: close\r\n\r\n" + bytes(response.body)
+        )
+        self.transport.flush()  # type: ignore[attr-defined]
+        self.transport.write_eof()
+
+    def _should_upgrade(self) -> bool:
+        return self._get_upgrade() is not None  # makes uvicorn hold the request back
 
     def _head_without_upgrade(self) -> bytes:
         method, version = self.parser.get_method(), self.parser.get_http_version().encode()
-        headers = [b"%s: %s\r\n" % header for header in self.headers if header[0] != b"upgrade"]
+        headers = [b"%s: %s\r\n" % header for header in self.scope["headers"] if header[0] != b"upgrade"]
         return b"%s %s HTTP/%s\r\n%s\r\n" % (method, self.url, version, b"".join(headers))
+
+
+def limits(settings: Settings) -> Mapping[str, float]:
+    """How many seconds a connection may be in a phase; as long as it likes in those that are missing."""
+    return {
+        "refused": settings.linger_ms_max / 1e3,
+        "head": settings.header_ms_max / 1e3,
+        "body": settings.body_ms_max / 1e3,
+        "writing": settings.stream_ms_max / 1e3,
+        "idle": settings.keep_alive_ms_max / 1e3,
+    }
+
+
+def expire_slow(connections: Iterable[Protocol], seconds_max: Mapping[str, float]) -> None:
+    """To be called again and again; a limit is exceeded by the time between two calls at most."""
+    now = monotonic()
+    for connection in list(connections):
+        progress = connection.progress()
+        _, phase = progress
+        if progress != connection.noted:
+            connection.noted, connection.noted_at = progress, now
+        elif now - connection.noted_at > seconds_max.get(phase, inf):
+            connection.expire(phase)

@@ -45,6 +45,11 @@ class Settings(Struct, frozen=True, kw_only=True):
     docs_open: bool = True
     metrics_open: bool = False
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    connections_max: Positive = 10_000
+    keep_alive_ms_max: Positive = 65_000
+    header_bytes_max: Annotated[int, Meta(ge=1_024, le=INTEGER_MAX)] = 32_768
+    header_ms_max: Positive = 10_000
+    body_ms_max: Positive = 60_000
     body_bytes_max: Positive = 1_048_576
     batch_body_bytes_max: Positive = 4_194_304
     linger_ms_max: NotNegative = 5_000

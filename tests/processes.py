@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -41,6 +43,11 @@ class ServiceProcess:
         except BaseException:
             self.process.kill()
             raise
+
+    def connect(self) -> socket.socket:
+        """A connection on which anything can be sent."""
+        address = urlsplit(self.url)
+        return socket.create_connection((address.hostname or "", address.port or 0), timeout=30)
 
     def events(self) -> list[dict[str, Any]]:
         lines = self.log_file.read_text().splitlines()

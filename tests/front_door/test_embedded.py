@@ -56,7 +56,7 @@ def test_the_data_survive_a_clean_stop_that_leaves_no_process(checkout: Path) ->
     service = serve(checkout)
     assert_accepted(post(service.client, "o"))
     [postmaster] = postmasters(checkout)
-    sockets = parse_qs(urlsplit(service.events()[0]["settings"]["database_url"]).query)["host"][0]
+    sockets = parse_qs(urlsplit(service.wait_for_event("started")["settings"]["database_url"]).query)["host"][0]
     assert Path(sockets).is_dir()
     assert service.stop() == 0
     assert not embedded.alive(postmaster)

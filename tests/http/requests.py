@@ -10,9 +10,11 @@ TITLES = {
     403: "Forbidden",
     404: "Not Found",
     405: "Method Not Allowed",
+    408: "Request Timeout",
     409: "Conflict",
     413: "Content Too Large",
     415: "Unsupported Media Type",
+    431: "Request Header Fields Too Large",
     503: "Service Unavailable",
 }
 MEMBERS = {"type", "title", "status", "code", "detail"}

@@ -4,7 +4,6 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -125,7 +124,7 @@ def test_a_larger_body_without_a_length_is_refused(client: httpx.Client, organis
 
 
 def test_a_declared_length_over_the_limit_is_refused_before_the_body(service: ServiceProcess) -> None:
-    with raw_connection(service) as connection:
+    with service.connect() as connection:
         connection.sendall(b"POST /api/appointments HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n")
         assert connection.recv(65_536).startswith(b"HTTP/1.1 413 ")
 
@@ -133,7 +132,7 @@ def test_a_declared_length_over_the_limit_is_refused_before_the_body(service: Se
 def test_a_client_that_leaves_in_the_middle_of_its_body_writes_nothing(
     service: ServiceProcess, organisation: str
 ) -> None:
-    with raw_connection(service) as connection:
+    with service.connect() as connection:
         body = sound(organisation)
         head = f"POST /api/appointments HTTP/1.1\r\nHost: x\r\nX-Request-Id: {organisation}\r\n"
         connection.sendall(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body[:-1])
@@ -150,7 +149,7 @@ def test_a_refusal_can_be_read_even_where_the_connection_closes(
     """All of the body is sent before the answer is read, as http.client does."""
     body = b" " * 20_000_000
     framing = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % len(body)
-    with raw_connection(service) as connection:
+    with service.connect() as connection:
         connection.sendall(b"POST %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" % path.encode())
         connection.sendall(framing + b"\r\n\r\n")
         connection.sendall(b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body) if chunked else body)
@@ -161,7 +160,7 @@ def test_a_refusal_can_be_read_even_where_the_connection_closes(
 
 def test_a_closing_connection_does_not_linger_for_ever(database_url: str, tmp_path: Path) -> None:
     with running_service(tmp_path, DATABASE_URL=database_url, LINGER_MS_MAX="100") as service:
-        with raw_connection(service) as connection:
+        with service.connect() as connection:
             connection.sendall(b"POST /nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\n")
             connection.sendall(b"Content-Length: 1000\r\n\r\nand no more")
             answer = b"".join(iter(lambda: connection.recv(65_536), b""))
@@ -178,7 +177,7 @@ def test_an_offer_to_upgrade_is_ignored(service: ServiceProcess, organisation: s
     first = head + settings + b"Content-Length: %d\r\n\r\n" % len(body) + body
     last = b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     request = first + first + last
-    with raw_connection(service) as connection:
+    with service.connect() as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for start in range(0, len(request), -(-len(request) // pieces)):
             connection.sendall(request[start : start + -(-len(request) // pieces)])
@@ -188,8 +187,3 @@ def test_an_offer_to_upgrade_is_ignored(service: ServiceProcess, organisation: s
     assert answers.count(b'{"status":"ok"}') == 2
     assert answers.count(b'{"status":"ignored-stale"}') == 1
     assert listed(service.client, organisation)[0]["version"] == 1
-
-
-def raw_connection(service: ServiceProcess) -> socket.socket:
-    address = urlsplit(service.url)
-    return socket.create_connection((address.hostname or "", address.port or 0), timeout=30)

@@ -1,0 +1,222 @@
+"""Clients that are too slow, too many, or send too much of what is no body."""
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+
+from tests.databases import new_database
+from tests.http.requests import assert_accepted, post
+from tests.processes import ServiceProcess, running_service, wait_until
+
+LIMITS = {
+    "CONNECTIONS_MAX": "40",
+    "KEEP_ALIVE_MS_MAX": "1500",
+    "HEADER_BYTES_MAX": "4096",
+    "HEADER_MS_MAX": "1000",
+    "BODY_MS_MAX": "1000",
+    "STREAM_MS_MAX": "2000",
+    "LINGER_MS_MAX": "500",
+    "BATCH_BODY_BYTES_MAX": "100000",
+}
+SLACK_SECONDS = 3  # the limits are looked at twice a second, on a machine that others use too
+GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n"
+POST = b"POST /api/appointments HTTP/1.1\r\nHost: x\r\n"
+
+
+@pytest.fixture(scope="module")
+def limited(server_url: str, template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    with (
+        new_database(server_url, template) as url,
+        running_service(tmp_path_factory.mktemp("limited"), DATABASE_URL=url, **LIMITS) as started,
+    ):
+        yield started
+        wait_until(lambda: connections(started) == 0)  # none of them is left behind
+        assert [event for event in started.events() if event["level"] in ("error", "critical")] == []
+
+
+def connections(process: ServiceProcess) -> int:
+    return sum(each.status == "ESTABLISHED" for each in psutil.Process(process.process.pid).net_connections("tcp"))
+
+
+def read_all(connection: socket.socket) -> bytes:
+    received = b""
+    try:
+        while piece := connection.recv(65_536):
+            received += piece
+    except ConnectionResetError:
+        pass
+    return received
+
+
+def assert_refused(answer: bytes, status: int, code: str) -> None:
+    """A whole problem document, and the end of the connection."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status), answer
+    headers = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
+    assert headers[b"content-type"] == b"application/problem+json"
+    assert headers[b"connection"] == b"close"
+    assert headers[b"x-request-id"]
+    assert int(headers[b"content-length"]) == len(body)
+    problem = msgspec.json.decode(body)
+    assert (problem["status"], problem["code"]) == (status, code)
+    assert problem["detail"]
+
+
+@pytest.mark.parametrize("start", [b"", b"\r\n", b"GET", GET, POST + b"Content-Length: 5\r\n"])
+def test_a_head_that_does_not_end_is_not_waited_for(limited: ServiceProcess, start: bytes) -> None:
+    with limited.connect() as connection:
+        connection.sendall(start)
+        began = time.monotonic()
+        answer = read_all(connection)
+        assert time.monotonic() - began < 1 + SLACK_SECONDS
+    if start.strip():
+        assert_refused(answer, 408, "REQUEST_TIMEOUT")
+    else:
+        assert answer == b""
+
+
+def test_a_head_that_comes_by_the_byte_does_not_get_more_time(limited: ServiceProcess) -> None:
+    began = time.monotonic()
+    with limited.connect() as connection:
+        connection.sendall(GET)
+        with suppress(ConnectionResetError, BrokenPipeError):
+            while time.monotonic() - began < 10:
+                connection.sendall(b"x")
+                time.sleep(0.1)
+    assert time.monotonic() - began < 1.5 + SLACK_SECONDS
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: 500\r\n\r\n{", b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"])
+@pytest.mark.parametrize("path", [b"/api/appointments", b"/api/appointments/batch"])
+def test_a_body_that_does_not_end_is_not_waited_for(limited: ServiceProcess, path: bytes, framing: bytes) -> None:
+    with limited.connect() as connection:
+        connection.sendall(POST.replace(b"/api/appointments", path) + framing)
+        assert_refused(read_all(connection), 408, "REQUEST_TIMEOUT")
+
+
+def test_the_rest_of_a_body_that_was_refused_is_not_waited_for(limited: ServiceProcess) -> None:
+    with limited.connect() as connection:
+        connection.sendall(POST + b"Content-Type: text/plain\r\nContent-Length: 500\r\n\r\n{")
+        answer = read_all(connection)
+        assert answer.startswith(b"HTTP/1.1 415 ")
+
+
+def test_a_connection_that_rests_is_closed(limited: ServiceProcess) -> None:
+    with limited.connect() as connection:
+        for _ in range(3):
+            connection.sendall(GET + b"\r\n")
+            assert connection.recv(65_536).startswith(b"HTTP/1.1 200 ")
+            time.sleep(0.7)  # less than the limit, each time
+        began = time.monotonic()
+        assert read_all(connection) == b""
+        assert time.monotonic() - began < 1.5 + SLACK_SECONDS
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 7, 5000])
+def test_a_head_may_be_as_long_as_the_limit_and_no_longer(limited: ServiceProcess, pieces: int) -> None:
+    for size, status in ((4096, 200), (4097, 431), (20_000, 431)):
+        head = GET + b"X: " + b"a" * (size - len(GET) - 7) + b"\r\n\r\n"
+        with limited.connect() as connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            step = -(-len(head) // pieces)
+            for start in range(0, len(head), step):
+                connection.sendall(head[start : start + step])
+            if status == 200:
+                assert connection.recv(65_536).startswith(b"HTTP/1.1 200 ")
+            else:
+                assert_refused(read_all(connection), 431, "HEADERS_TOO_LARGE")
+
+
+@pytest.mark.parametrize("line", [b"X: a\r\n", b"a:\r\n"])
+def test_many_headers_are_as_bad_as_long_ones(limited: ServiceProcess, line: bytes) -> None:
+    with limited.connect() as connection:
+        connection.sendall(GET + line * 100_000)
+        assert_refused(read_all(connection), 431, "HEADERS_TOO_LARGE")
+
+
+def test_a_long_path_is_a_long_head(limited: ServiceProcess) -> None:
+    with limited.connect() as connection:
+        connection.sendall(b"GET /" + b"a" * 100_000)
+        assert_refused(read_all(connection), 431, "HEADERS_TOO_LARGE")
+
+
+def test_a_later_request_of_a_connection_has_the_same_limit(limited: ServiceProcess) -> None:
+    with limited.connect() as connection:
+        connection.sendall((GET + b"\r\n") * 3 + GET + b"X: " + b"a" * 50_000)
+        answer = read_all(connection)
+    assert answer.count(b"HTTP/1.1 200 ") == 3
+    assert answer.count(b"HTTP/1.1 431 ") <= 1
+
+
+def test_pipelined_requests_that_are_longer_together_are_answered(limited: ServiceProcess) -> None:
+    with limited.connect() as connection:
+        connection.sendall((GET + b"\r\n") * 500 + GET + b"Connection: close\r\n\r\n")
+        assert read_all(connection).count(b"HTTP/1.1 200 ") == 501
+
+
+@pytest.mark.parametrize("endless", [b"X: " + b"a" * 1000 + b"\r\n", b"X: a\r\n"])
+def test_trailers_without_end_are_not_kept(limited: ServiceProcess, endless: bytes) -> None:
+    before = psutil.Process(limited.process.pid).memory_info().rss
+    with limited.connect() as connection:
+        connection.sendall(POST + b"Transfer-Encoding: chunked\r\n\r\n0\r\n")
+        with suppress(ConnectionResetError, BrokenPipeError):
+            for _ in range(20_000_000 // len(endless)):
+                connection.sendall(endless)
+    assert psutil.Process(limited.process.pid).memory_info().rss < before + 16_000_000
+
+
+def test_one_connection_too_many_is_refused_and_one_that_ends_makes_room(limited: ServiceProcess) -> None:
+    with ExitStack() as stack:
+        held = []
+        for _ in range(39):  # and the one of `client`
+            connection = stack.enter_context(limited.connect())
+            connection.sendall(POST + b"Content-Length: 500\r\n\r\n{")
+            held.append(connection)
+        assert_accepted(post(limited.client, "o", id="held"), "ok")
+        with limited.connect() as refused:
+            answer = read_all(refused)
+        assert_refused(answer, 503, "OVERLOADED")
+        assert b"retry-after: 1" in answer.lower()
+        held[0].close()
+
+        def there_is_room() -> bool:
+            with limited.connect() as another:
+                another.sendall(GET + b"\r\n")
+                return another.recv(65_536).startswith(b"HTTP/1.1 200 ")
+
+        wait_until(there_is_room)
+
+
+def test_who_does_not_read_the_answers_is_cut_off(limited: ServiceProcess) -> None:
+    with limited.connect() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        began = time.monotonic()
+        connection.settimeout(1)
+        with suppress(ConnectionResetError, BrokenPipeError):
+            while time.monotonic() - began < 30:
+                with suppress(TimeoutError):
+                    connection.sendall(b"GET /api/docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n")
+                time.sleep(0.2)
+        assert time.monotonic() - began < 2 + SLACK_SECONDS + 2
+
+
+def test_the_connections_that_may_be_open_are_limited_by_the_files_that_may_be(
+    database_url: str, tmp_path: Path
+) -> None:
+    with running_service(tmp_path, DATABASE_URL=database_url, CONNECTIONS_MAX="2000000000") as process:
+        warned = process.wait_for_event("fewer connections than CONNECTIONS_MAX")
+        assert warned["connections_max"] < warned["open_files_max"]
+        most, _ = psutil.Process(process.process.pid).rlimit(psutil.RLIMIT_NOFILE)
+        assert most == warned["open_files_max"]
+
+
+def test_refusals_are_counted(limited: ServiceProcess) -> None:
+    figures = limited.client.get("/metrics").text
+    for code in ("REQUEST_TIMEOUT", "HEADERS_TOO_LARGE", "OVERLOADED"):
+        assert f'http_connections_refused_total{{code="{code}"}}' in figures
