@@ -1,5 +1,6 @@
 """What the service must do, in plain Python: a dict for each organisation, and the rules."""
 
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -24,23 +25,15 @@ class Model:
 
     def put(self, new: Appointment) -> str:
         changes = self.changes.setdefault(new.org_id, [])
-        held = self.state(changes)
-        known = held.get(new.id)
-        if known and new.updated_at <= known.appointment.updated_at:
-            return "ignored-stale"
-        others = [each.appointment for name, each in held.items() if name != new.id]
-        if not new.cancelled and any(overlap(new, other) for other in others if not other.cancelled):
-            return "conflict"
-        changes.append(Accepted(new, known.version + 1 if known else 1))
-        return "ok"
-
-    @staticmethod
-    def state(changes: list[Accepted]) -> dict[str, Accepted]:
-        return {change.appointment.id: change for change in changes}
+        held = state(changes)
+        verdict = decide(held, new)
+        if verdict == "ok":
+            changes.append(accepted(held, new))
+        return verdict
 
     def listed(self, organisation: str, recorded: int | None = None, **filters: Any) -> list[Row]:
         """After the first `recorded` changes; all if None."""
-        held = self.state(self.changes.get(organisation, [])[:recorded]).values()
+        held = state(self.changes.get(organisation, [])[:recorded]).values()
         rows = [
             (a.id, a.start, a.end, version)
             for a, version in held
@@ -62,6 +55,25 @@ class Model:
         edges = [start, *(edge for interval in self.busy(organisation, start, end) for edge in interval), end]
         gaps = zip(edges[::2], edges[1::2], strict=True)
         return [(a, b) for a, b in gaps if a < b and b - a >= timedelta(minutes=minutes)]
+
+
+def state(changes: Iterable[Accepted]) -> dict[str, Accepted]:
+    return {change.appointment.id: change for change in changes}
+
+
+def decide(held: Mapping[str, Accepted], new: Appointment) -> str:
+    known = held.get(new.id)
+    if known and new.updated_at <= known.appointment.updated_at:
+        return "ignored-stale"
+    others = [each.appointment for name, each in held.items() if name != new.id]
+    if not new.cancelled and any(overlap(new, other) for other in others if not other.cancelled):
+        return "conflict"
+    return "ok"
+
+
+def accepted(held: Mapping[str, Accepted], new: Appointment) -> Accepted:
+    known = held.get(new.id)
+    return Accepted(new, known.version + 1 if known else 1)
 
 
 def overlap(one: Appointment, other: Appointment) -> bool:
