@@ -8,7 +8,7 @@ COMPILE := $(RUN) -m uv pip compile --quiet --universal --python-version 3.11 --
 	--no-emit-index-url --no-emit-find-links --no-header pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help serve dev migrate rollback migration test coverage load bench lint format types lock clean
+.PHONY: help serve dev migrate rollback migration test faults coverage load bench lint format types lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,11 +32,14 @@ migration: $(VENV)/runtime ## Create a new pair of migration files: make migrati
 		&& echo "$$file" && echo "$${file%.sql}.rollback.sql"
 
 test: $(VENV)/development ## Run the tests, or one kind of them: make test KIND=http
-	@$(RUN) -m pytest -n 2 --dist loadfile tests/$(KIND)
+	@$(RUN) -m pytest -n 2 --dist loadfile $(if $(KIND),,--ignore tests/faults) tests/$(KIND)
+
+faults: $(VENV)/development ## Kill, halt, cut and fill what the service depends on, under load (three minutes)
+	@$(RUN) -m pytest tests/faults
 
 coverage: $(VENV)/development ## Run the tests and show the lines they do not reach
 	@rm -f .coverage*
-	@$(RUN) -m coverage run -m pytest
+	@$(RUN) -m coverage run -m pytest --ignore tests/faults
 	@$(RUN) -m coverage combine --quiet
 	@$(RUN) -m coverage report
 

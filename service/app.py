@@ -22,6 +22,8 @@ from service.tokens import open_guard
 from service.waiters import open_waiters
 from service.writer import open_writer
 
+STREAM_SLACK_MS = 1_000  # the service cuts a stream before the database does
+
 log = structlog.get_logger()
 
 
@@ -50,7 +52,7 @@ def create_app(settings: Settings) -> ASGIApp:
         async with (
             open_database(settings) as database,
             open_database(alone) as probe_database,
-            open_database(streams) as stream_database,
+            open_database(streams, transaction_ms_max=settings.stream_ms_max + STREAM_SLACK_MS) as stream_database,
             open_waiters(database, shutdown, settings) as waiters,
             open_writer(settings) as writer,
             open_guard(settings) as guard,

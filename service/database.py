@@ -5,6 +5,7 @@ import struct
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -14,7 +15,7 @@ import structlog
 from service import metrics
 from service.problems import ProblemError
 from service.settings import Settings
-from service.statements import Statement
+from service.statements import LIMIT_TRANSACTIONS, Statement
 
 log = structlog.get_logger()
 
@@ -26,6 +27,7 @@ BROKEN = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError)  # OSErr
 UNKNOWN = "The database does not answer. A write may have happened; sending it again is safe."
 EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # of PostgreSQL's timestamptz
 CLOSE_SECONDS_MAX = 1
+TRANSACTION_TIMEOUT_SINCE = 17  # the version of PostgreSQL
 MICROSECOND = timedelta(microseconds=1)
 
 # PostgreSQL plans a statement once for all parameters: each has one plan that is right for all of
@@ -143,13 +145,16 @@ def undecided(error: Exception) -> bool:
 
 
 @asynccontextmanager
-async def open_database(settings: Settings, lock_ms_max: int = 0) -> AsyncIterator[Database]:
-    """`lock_ms_max` limits the wait for a lock; 0: only the statement's time is limited."""
+async def open_database(
+    settings: Settings, lock_ms_max: int = 0, transaction_ms_max: int | None = None
+) -> AsyncIterator[Database]:
+    """`lock_ms_max` limits the wait for a lock; 0: only the statement's time is limited. A transaction may take
+    as long as a statement, unless it is given more."""
     pool = await asyncpg.create_pool(
         min_size=1,
         max_size=settings.pool_connections_max,
         max_inactive_connection_lifetime=0,
-        init=set_instant_codec,
+        init=partial(set_up, transaction_ms_max=transaction_ms_max or settings.statement_ms_max),
         reset=keep_session,
         **connect_options(settings, lock_ms_max),
     )
@@ -171,7 +176,7 @@ async def open_connection(
     connection = await asyncpg.connect(**connect_options(settings, lock_ms_max))
     try:
         connection.add_termination_listener(lambda _: on_close())
-        await set_instant_codec(connection)
+        await set_up(connection, settings.statement_ms_max)
         yield Connection(connection, settings.statement_slow_ms / 1e3)
     finally:
         connection.terminate()
@@ -187,6 +192,12 @@ def connect_options(settings: Settings, lock_ms_max: int) -> dict[str, Any]:
         "command_timeout": settings.statement_ms_max / 1e3 + 1,
         "server_settings": SESSION | limits,
     }
+
+
+async def set_up(connection: asyncpg.Connection, transaction_ms_max: int) -> None:
+    await set_instant_codec(connection)
+    if connection.get_server_version().major >= TRANSACTION_TIMEOUT_SINCE:
+        await connection.fetchval(LIMIT_TRANSACTIONS.text, f"{transaction_ms_max} ms")
 
 
 async def keep_session(connection: Any) -> None:

@@ -31,7 +31,7 @@ class ServiceProcess:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "service", "serve"],
                 cwd=directory,
-                env=clean_environment(PORT="0", **settings),
+                env=clean_environment(**{"PORT": "0"} | settings),
                 stdout=log,
                 stderr=log,
             )
@@ -85,6 +85,13 @@ def running_service(directory: Path, **settings: str) -> Iterator[ServiceProcess
         yield service
     finally:
         service.stop()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

@@ -1,0 +1,13 @@
+-- Sets how long a transaction of this session may take before the server ends both.
+--
+-- Only this ends one whose client has stopped in the middle of a pipeline: it is neither idle nor in a
+-- statement, and keeps its locks.
+--
+-- Parameters:
+--   $1 text           the longest time, with its unit
+-- Result, always one row:
+--   set_config          text
+-- Lock: none.
+-- Errors: 42704 before PostgreSQL 17.
+-- Indexes: none.
+select set_config('transaction_timeout', $1::text, false) as set_config;
