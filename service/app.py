@@ -56,7 +56,7 @@ def create_app(settings: Settings) -> ASGIApp:
             open_waiters(database, shutdown, settings) as waiters,
             open_writer(settings) as writer,
             open_guard(settings) as guard,
-            sampled(database.pool, writer.waiting),
+            sampled(database.pool, database.waiting, writer.waiting),
         ):
             with draining(shutdown, settings.shutdown_drain_ms):
                 where = {"api": f"{settings.url()}/api/appointments", "docs": f"{settings.url()}/api/docs"}

@@ -96,6 +96,8 @@ class Database:
 
     def __init__(self, pool: asyncpg.Pool, settings: Settings) -> None:
         self.pool = pool
+        self._waiting = 0
+        self._waiting_max = settings.pool_waiting_max
         self._wait_seconds = settings.pool_wait_ms_max / 1e3
         self._slow_seconds = settings.statement_slow_ms / 1e3
 
@@ -116,7 +118,14 @@ class Database:
             log.warning("database unavailable", cause=type(error).__name__)
             raise ProblemError("DATABASE_UNAVAILABLE", UNKNOWN) from error
 
+    def waiting(self) -> int:
+        """Requests without a connection yet."""
+        return self._waiting
+
     async def _acquire(self) -> Any:
+        if self._waiting >= self._waiting_max:
+            raise ProblemError("OVERLOADED", "Too many requests wait for a connection to the database.")
+        self._waiting += 1
         try:
             return await self.pool.acquire(timeout=self._wait_seconds)
         except TimeoutError:
@@ -124,6 +133,8 @@ class Database:
                 raise  # a new one was not to be had either
             detail = "No connection to the database came free in time; nothing was written."
             raise ProblemError("OVERLOADED", detail) from None
+        finally:
+            self._waiting -= 1
 
     async def fetch(self, statement: Statement, *arguments: object) -> list[asyncpg.Record]:
         async with self.connection() as connection:

@@ -48,6 +48,7 @@ REFUSALS = Counter(
 VERDICTS = {outcome: verdicts.labels(outcome) for outcome in ("ok", "stale", "conflict")}
 gauge = partial(Gauge, multiprocess_mode="livesum", registry=REGISTRY)
 POOL_CONNECTIONS = gauge("database_pool_connections", "Connections of the pool, by what they do.", ("state",))
+REQUESTS_WAITING = gauge("database_pool_waiting_requests", "Requests that wait for a connection of the pool.")
 WRITES_WAITING = gauge("writer_waiting_writes", "Writes that wait for their verdict.")
 BATCH_WRITES = Histogram(
     "writer_batch_writes",
@@ -78,14 +79,15 @@ def exposition() -> bytes:
 
 
 @asynccontextmanager
-async def sampled(pool: Pool, waiting: Callable[[], int]) -> AsyncIterator[None]:
+async def sampled(pool: Pool, requests: Callable[[], int], writes: Callable[[], int]) -> AsyncIterator[None]:
     """Keeps up what is a level and not a count."""
 
     async def sample() -> None:
         while True:
             POOL_CONNECTIONS.labels("idle").set(pool.get_idle_size())
             POOL_CONNECTIONS.labels("busy").set(pool.get_size() - pool.get_idle_size())
-            WRITES_WAITING.set(waiting())
+            REQUESTS_WAITING.set(requests())
+            WRITES_WAITING.set(writes())
             await asyncio.sleep(SAMPLE_SECONDS)
 
     task = asyncio.create_task(sample())

@@ -27,6 +27,12 @@ def new_id() -> str:
     return f"{getrandbits(128):032x}"
 
 
+def id_of(scope: Scope) -> str:
+    """The caller's, if it sent a sane one."""
+    asked = header(scope, b"x-request-id")
+    return asked if asked and SANE_ID.fullmatch(asked) else new_id()
+
+
 class Observe:
     """Wraps all routes, so that no answer leaves without an id and no request unlogged."""
 
@@ -40,8 +46,7 @@ class Observe:
             await self._app(scope, receive, send)
             return
         started = perf_counter()
-        asked = header(scope, b"x-request-id")
-        request_id = asked if asked and SANE_ID.fullmatch(asked) else new_id()
+        request_id = id_of(scope)
         REQUEST.set({"request_id": request_id})
         scope["app"] = self  # so that the router raises its errors
         status = CLIENT_GONE

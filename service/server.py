@@ -23,7 +23,6 @@ log = structlog.get_logger()
 
 GARBAGE_OBJECTS = 20_000  # that may gather; looking for it after each 700 takes 4 % of the time
 DESCRIPTORS_KEPT = 200  # for the database, logs, and what a library may open
-DESCRIPTORS_KEPT = 200  # for the database, logs, and what a library may open
 EXPIRY_TICKS = 5  # of uvicorn's ten a second
 BACKLOG = 2048  # as uvicorn's
 

@@ -55,12 +55,13 @@ class Settings(Struct, frozen=True, kw_only=True):
     linger_ms_max: NotNegative = 5_000
     pool_connections_max: Positive = 10
     pool_wait_ms_max: Positive = 2_000
+    pool_waiting_max: Positive = 1_000
     stream_connections_max: Positive = 4
     stream_ms_max: Positive = 60_000
     changes_waiting_max: Positive = 5_000
     lanes: Positive = 1
     batch_writes_max: Positive = 256
-    writes_waiting_max: Positive = 2_000
+    writes_waiting_max: Positive = 1_024
     batch_items_waiting_max: Positive = 32_000
     patient_connections_max: Annotated[int, Meta(ge=3, le=INTEGER_MAX)] = 5
     write_wait_ms_max: Positive = 5_000

@@ -34,6 +34,7 @@ log = structlog.get_logger()
 BUSY_ROUNDS_MAX = 3  # of one write
 BACK_OFF_SECONDS = (0.05, 0.1, 0.2, 0.5)  # before connecting again; the last one from then on
 EXPIRY_SECONDS = 0.1
+REPORT_SECONDS = 1
 TOO_MANY = "Too many writes are waiting; nothing was written."
 NOTHING_WRITTEN = "The database does not answer; nothing was written."
 
@@ -49,7 +50,23 @@ class Writer:
         self._items_waiting = 0
         self._items_waiting_max = settings.batch_items_waiting_max
         self._wait_seconds = settings.write_wait_ms_max / 1e3
+        self._coming = 0
+        self._refused = 0  # since the last report
         self.lanes = [Lane(patience, settings) for _ in range(settings.lanes)]
+
+    def admits(self) -> bool:
+        """Whether there is room for one more. Who was admitted is counted until the loop has come round, and
+        with it the tasks of all who came at once: until then none of these is in `write`."""
+        if self._waiting + self._coming >= self._waiting_max:
+            self._refused += 1
+            return False
+        if not self._coming:
+            self._loop.call_soon(self._forget_coming)
+        self._coming += 1
+        return True
+
+    def _forget_coming(self) -> None:
+        self._coming = 0
 
     async def write(self, appointment: Appointment) -> Verdict:
         """The verdict, once it is committed. Raises ProblemError, a 503, if there is no room or no
@@ -97,6 +114,14 @@ class Writer:
             for lane in self.lanes:
                 lane.expire(monotonic() - self._wait_seconds)
 
+    async def report(self) -> None:
+        """One line for all that are refused unread, of which there may be very many."""
+        while True:
+            await asyncio.sleep(REPORT_SECONDS)
+            if self._refused:
+                log.warning("too many writes", refused=self._refused, waiting=self._waiting)
+                self._refused = 0
+
 
 @asynccontextmanager
 async def open_writer(settings: Settings) -> AsyncIterator[Writer]:
@@ -104,7 +129,8 @@ async def open_writer(settings: Settings) -> AsyncIterator[Writer]:
     async with open_database(patient, LOCK_MS_MAX) as database:
         patience = Patience(database, settings)
         writer = Writer(patience, settings)
-        tasks = [asyncio.create_task(work) for work in (writer.expire(), *(lane.run() for lane in writer.lanes))]
+        works = [writer.expire(), writer.report(), *(lane.run() for lane in writer.lanes)]
+        tasks = [asyncio.create_task(work) for work in works]
         try:
             yield writer
         finally:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -46,7 +46,8 @@ class Server:
 
     def signal_all(self, number: signal.Signals) -> None:
         for process in self.processes():
-            process.send_signal(number)
+            with suppress(psutil.NoSuchProcess):  # one that has just come to its own end
+                process.send_signal(number)
 
     def kill(self) -> None:
         """As a power failure does, but for what the system has not yet written."""
