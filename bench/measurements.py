@@ -7,7 +7,7 @@ from urllib.request import urlopen
 
 from bench import floor, open_loop, wrk
 from bench.contenders import Contender
-from bench.stage import SHORT_HISTORY, WARM_UP_SECONDS, Stage
+from bench.stage import SHORT_HISTORY, SLOW_ROOM, WARM_UP_SECONDS, Stage
 from tests.databases import assert_invariants, query
 
 Figures = Mapping[str, float]
@@ -15,7 +15,8 @@ Figures = Mapping[str, float]
 
 class Measurement(NamedTuple):
     """`contender` does `work`; `amount` is the number of connections, for `open` the requests a second
-    as a share of the rate at W1, for `at` the appointments of the organisation."""
+    as a share of the rate at W1, for `flood` as a multiple of what the contender can take, for `at` the
+    appointments of the organisation."""
 
     contender: str
     work: str
@@ -30,6 +31,7 @@ HOT_ORGANISATIONS = 5
 ORGANISATIONS = {"new": 1000, "one": 1, "hot": HOT_ORGANISATIONS, "storm": 1, "batch": 100}
 LONG = "long 0"
 READS_CONNECTIONS = 4
+FLOOD_CONNECTIONS = 1000
 ONE_A_ROW = b'"version"'
 
 
@@ -49,6 +51,8 @@ def measure(stage: Stage, measurement: Measurement, base_rate: float) -> Figures
         empty(contender.database_url)
     if work == "open":
         return offer(contender, amount * base_rate, seconds)
+    if work == "flood":
+        return flood(contender, amount, seconds)
     return write(contender, work, int(amount), seconds)
 
 
@@ -114,6 +118,20 @@ def offer(contender: Contender, rate: float, seconds: float) -> Figures:
     assert accepted(contender.database_url) == found.answers
     assert_invariants(contender.database_url)
     return {"offered": rate, "p50": found.p50_ms, "p99": found.p99_ms, "max": found.max_ms}
+
+
+def flood(contender: Contender, times: float, seconds: float) -> Figures:
+    """`rate`, `p99` and so on are of those accepted; `growth` of the process, in MB."""
+    capacity = wrk.load(contender.url, "new", seconds, SLOW_ROOM).rate
+    before, was = settled(contender.database_url), contender.memory_mb()
+    found = open_loop.load(contender.url, times * capacity, seconds, FLOOD_CONNECTIONS)
+    growth = contender.memory_mb() - was
+    assert found.lost == 0, found
+    taken = found.answers - found.refused
+    assert accepted(contender.database_url) == before + taken
+    assert_invariants(contender.database_url)
+    figures = {"offered": times * capacity, "p50": found.p50_ms, "p99": found.p99_ms, "max": found.max_ms}
+    return figures | {"rate": taken / seconds, "refused_p50": found.refused_p50_ms, "growth_mb": growth}
 
 
 def read(contender: Contender, work: str, amount: int, seconds: float) -> Figures:

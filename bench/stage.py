@@ -29,6 +29,17 @@ DEFINITIONS = """
     select format('drop index %s', indexrelid::regclass), pg_get_indexdef(indexrelid)
     from pg_index
     where indrelid = 'appointments'::regclass and not exists (select from pg_constraint where conindid = indexrelid)"""
+SLOW_ROOM = 128
+SETTINGS = {"workers": {"WORKERS": "2"}, "slow": {"BATCH_WRITES_MAX": "64", "WRITES_WAITING_MAX": str(SLOW_ROOM)}}
+# The greatest delay that PostgreSQL allows, which it otherwise keeps to itself if nobody else is about to commit.
+SLOW_COMMITS = """
+    do $$ begin
+        execute format('alter database %I set commit_delay = 100000', current_database());
+        execute format('alter database %I set commit_siblings = 0', current_database());
+    end $$"""
+NEW_SESSIONS = """
+    select pg_terminate_backend(pid, 5000) from pg_stat_activity
+    where datname = current_database() and pid <> pg_backend_pid()"""
 LISTED = 1000  # appointments of the organisation that is listed
 SHORT_HISTORY = 10_000
 LONG_VERSIONS, MANY_VERSIONS = 5, 100
@@ -54,8 +65,8 @@ class Stage:
         self._stack.close()
 
     def contender(self, name: str) -> Contender:
-        """`service`, `workers` (two processes), `reads`, `history`, `table N` (N appointments are there), `pool`,
-        `orm`."""
+        """`service`, `workers` (two processes), `slow` (each commit takes a tenth of a second), `reads`, `history`,
+        `table N` (N appointments are there), `pool`, `orm`."""
         if name not in self._opened:
             self._opened[name] = self._open(name)
         return self._opened[name]
@@ -73,8 +84,10 @@ class Stage:
             rival = contenders.rival(self.server_url, self.template, name, pool, workers)
             opened = self._stack.enter_context(rival)
         else:
-            settings = {"WORKERS": "2"} if name == "workers" else {}
+            settings = SETTINGS.get(name, {})
             opened = self._stack.enter_context(contenders.service(self.server_url, self.template, **settings))
+        if name == "slow":
+            slow_down(opened.database_url)
         if name == "reads":
             for rows in {LISTED, *self.size.lists}:
                 fill(opened.database_url, rows, 1, f"{rows}"[:-1])  # the name is the prefix and n % 1, a 0
@@ -98,6 +111,13 @@ class Stage:
                 query(rival.database_url, "truncate appointments, appointment_versions")
                 rates[tuning] = wrk.load(rival.url, "new", self.size.seconds, 64).rate
         return max(rates, key=lambda tuning: rates[tuning])
+
+
+def slow_down(database_url: str) -> None:
+    """As a disk does that is far away: the service can be offered ten times what it can take, and the
+    cores have time to do it."""
+    query(database_url, SLOW_COMMITS)
+    query(database_url, NEW_SESSIONS)
 
 
 def fill(database_url: str, rows: int, organisations: int, prefix: str, versions: int = 1) -> None:
