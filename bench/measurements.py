@@ -53,6 +53,8 @@ def measure(stage: Stage, measurement: Measurement, base_rate: float) -> Figures
         return offer(contender, amount * base_rate, seconds)
     if work == "flood":
         return flood(contender, amount, seconds)
+    if work == "crowd":
+        return crowd(contender, int(amount), seconds)
     return write(contender, work, int(amount), seconds)
 
 
@@ -132,6 +134,17 @@ def flood(contender: Contender, times: float, seconds: float) -> Figures:
     assert_invariants(contender.database_url)
     figures = {"offered": times * capacity, "p50": found.p50_ms, "p99": found.p99_ms, "max": found.max_ms}
     return figures | {"rate": taken / seconds, "refused_p50": found.refused_p50_ms, "growth_mb": growth}
+
+
+def crowd(contender: Contender, connections: int, seconds: float) -> Figures:
+    """Of so many that some are refused, and come again at once; `rate` is that of those accepted."""
+    before = settled(contender.database_url)
+    load = wrk.load(contender.url, "new", seconds, connections)
+    assert load.lost == 0, load
+    taken = load.answers - load.refused
+    assert taken <= settled(contender.database_url) - before <= taken + connections, load
+    assert_invariants(contender.database_url)
+    return {"rate": taken / load.seconds, "refused_rate": load.refused / load.seconds}
 
 
 def read(contender: Contender, work: str, amount: int, seconds: float) -> Figures:

@@ -51,6 +51,7 @@ def targets(size: Size) -> list[Target]:
     once, often = (Measurement("history", "as of", versions) for versions in (1, MANY_VERSIONS))
     short, long = (Measurement("history", "changes", rows) for rows in (SHORT_HISTORY, LONG_VERSIONS * size.history))
     batch = Measurement("service", "batch", 8)
+    crowd = Measurement("service", "crowd", 4 * most)
     full, flood = (Measurement("slow", "flood", times) for times in (1, 10))
     return [
         Target("W1", "new appointments, 64 connections, against pgbench", "rate", service, pgbench, 1.5),
@@ -98,6 +99,7 @@ def targets(size: Size) -> list[Target]:
         ),
         Target("O1", "slow commits: accepted of ten times what it can take, against once", "rate", flood, [full], 0.9),
         Target("O1", "their p99", "p99", flood, [full], 3, False),
+        Target("O2", f"accepted of {4 * most:,} connections that never rest against 64", "rate", crowd, [service], 0.9),
     ]
 
 

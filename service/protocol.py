@@ -7,24 +7,20 @@ request would cost every one of them.
 import asyncio
 from collections.abc import Iterable, Mapping
 from math import inf
-from time import monotonic, perf_counter
+from time import monotonic
 from typing import Any, Literal
 
 import httptools
 from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from service.metrics import REFUSALS, request_seconds
-from service.observe import id_of, new_id
+from service.metrics import REFUSALS
+from service.observe import new_id
 from service.problems import ProblemError, problem_response
 from service.settings import Settings
-from service.writer import TOO_MANY
 
 Phase = Literal["head", "body", "busy", "writing", "idle", "refused"]
 Progress = tuple[int, Phase]  # of which message
-WRITES = "/api/appointments"
-WRITES_URL = WRITES.encode()
-FULL = problem_response(ProblemError("OVERLOADED", TOO_MANY))
 FRAMING = 8  # times as long as its content may a body be that comes in chunks of a byte
 
 
@@ -83,7 +79,6 @@ class Protocol(HttpToolsProtocol):
         self._messages = 0
         self._reading: Phase | None = None  # the part of a message that is under way
         self._refused = False
-        self._excess_at = 0.0  # when the head of the message under way came, if it is refused unread
         self.noted: Progress | None = None
         self.noted_at = 0.0
         if len(self.connections) > settings.connections_max:
@@ -131,44 +126,18 @@ class Protocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        self.head_is_read()
+
+    def head_is_read(self) -> None:
         self._bytes = 0
         self._reading = "body"
-        if self._is_excess():
-            self._excess_at = perf_counter()
-        else:
-            super().on_headers_complete()
         if not self.parser.should_upgrade():
             self.headers = TRAILERS  # type: ignore[assignment]
 
-    def on_body(self, body: bytes) -> None:
-        if not self._excess_at:
-            super().on_body(body)
-
     def on_message_complete(self) -> None:
         self._reading = None
-        if self._excess_at:
-            self._refuse_excess()
-        else:
-            super().on_message_complete()
-
-    def _is_excess(self) -> bool:
-        """Whether it is a write for which there is no room. To find that out further in costs as much as a
-        write, and who is overloaded should do less for each request, not the same."""
-        return (
-            self.url == WRITES_URL
-            and self.parser.get_method() == b"POST"
-            and not (self.expect_100_continue or self.parser.should_upgrade())
-            and (self.cycle is None or self.cycle.response_complete)  # or its turn has not come
-            and not self.app_state["writer"].admits()
-        )
-
-    def _refuse_excess(self) -> None:
-        closes = self.parser.get_http_version() == "1.0" or not self.parser.should_keep_alive()
-        self._answer(FULL, id_of(self.scope), closes=closes)  # type: ignore[arg-type]
-        request_seconds("POST", WRITES, FULL.status_code).observe(perf_counter() - self._excess_at)
-        self._excess_at = 0.0
-        if closes:
-            self.transport.close()
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """As uvicorn's, but for its timer."""
@@ -198,12 +167,16 @@ class Protocol(HttpToolsProtocol):
         """Ends what has been in a phase for too long."""
         if phase == "head" and self._messages:
             self._refuse(ProblemError("REQUEST_TIMEOUT", "The request line and headers took too long."))
-        elif phase == "body" and (self._excess_at or not self.cycle.response_started):
+        elif phase == "body" and self.is_unanswered():
             self._refuse(ProblemError("REQUEST_TIMEOUT", "The body took too long; nothing was written."))
         elif phase in ("head", "idle"):
             self.transport.close()
         else:
             self.transport.abort()
+
+    def is_unanswered(self) -> bool:
+        """Whether the message that is read may still be answered."""
+        return not self.cycle.response_started
 
     def _refuse(self, error: ProblemError) -> None:
         """The last answer of the connection. What still comes is read for a while and thrown away, so that
@@ -216,10 +189,10 @@ class Protocol(HttpToolsProtocol):
                 return
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        self._answer(problem_response(error), new_id(), closes=True)
+        self.answer(problem_response(error), new_id(), closes=True)
         self.transport.write_eof()
 
-    def _answer(self, response: Response, request_id: str, *, closes: bool) -> None:
+    def answer(self, response: Response, request_id: str, *, closes: bool) -> None:
         """Without an application."""
         headers = [*self.server_state.default_headers, *response.raw_headers, (b"x-request-id", request_id.encode())]
         if closes:

@@ -14,9 +14,10 @@ import msgspec
 import structlog
 import uvicorn
 
+from service.admission import AdmittingProtocol
 from service.app import create_app
 from service.database import open_database
-from service.protocol import Protocol, expire_slow, limits
+from service.protocol import expire_slow, limits
 from service.settings import Settings, StartError
 
 log = structlog.get_logger()
@@ -96,7 +97,7 @@ def run(settings: Settings, listener: socket.socket) -> None:
     config = uvicorn.Config(
         create_app(settings),
         loop="uvloop",
-        http=Protocol,
+        http=AdmittingProtocol,
         ws="none",
         lifespan="on",
         log_config=None,

@@ -18,7 +18,7 @@ from service.body import decode_appointment
 from tests.processes import clean_environment
 
 OWN, OTHER, THIRD = (Measurement(name, "new", 64) for name in ("service", "pgbench", "pool"))
-NAMES = {"W1", "W2", "W3", "W4", "W5", "W6", "W7", "W8", "W9", "R1", "R2", "H1", "H2", "H3", "H4", "O1"}
+NAMES = {"W1", "W2", "W3", "W4", "W5", "W6", "W7", "W8", "W9", "R1", "R2", "H1", "H2", "H3", "H4", "O1", "O2"}
 
 
 def rounds(*pairs: tuple[float, float]) -> list[Round]:
