@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 Code = Literal[
+    "INVALID_HTTP",
     "INVALID_JSON",
     "INVALID_REQUEST",
     "INVALID_DATE_FORMAT",
@@ -47,6 +48,7 @@ class Kind(NamedTuple):
 
 
 KINDS: Mapping[Code, Kind] = {
+    "INVALID_HTTP": Kind(400, "The bytes are no HTTP request; the connection is closed."),
     "INVALID_JSON": Kind(400, "The body is not JSON, or is empty."),
     "INVALID_REQUEST": Kind(400, "A field or parameter other than an instant is wrong; `errors` lists all."),
     "INVALID_DATE_FORMAT": Kind(400, "An instant is missing or unreadable; `errors` lists all."),

@@ -105,8 +105,10 @@ class Protocol(HttpToolsProtocol):
             elif self.cycle:  # after CONNECT the parser takes nothing more
                 self.cycle.keep_alive = False
             return
-        except httptools.HttpParserError:
-            self.send_400_response("Invalid HTTP request received.")
+        except httptools.HttpParserError as error:
+            ours = isinstance(error, httptools.HttpParserCallbackError)  # it reads the target
+            fault = "the request target is none" if ours else str(error)
+            self._refuse(ProblemError("INVALID_HTTP", f"Expected an HTTP/1.1 request (RFC 9112): {fault}."))
             return
         if self._reading is None:
             return

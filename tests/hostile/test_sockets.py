@@ -1,0 +1,178 @@
+"""Bytes that no well-behaved client sends. Whatever the answer is, it is one, and the service serves on."""
+
+import re
+import socket
+import struct
+from random import Random
+
+import msgspec
+import pytest
+
+from tests.hostile.test_limits import assert_refused, read_all
+from tests.http.requests import listed, payload
+from tests.processes import ServiceProcess, wait_until
+
+HOST = b"Host: x\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n"
+CLOSE = b"Connection: close\r\n"
+BODY = b'{"id":"a"}'
+LENGTH = b"Content-Length: %d\r\n" % len(BODY)
+POST = b"POST /api/appointments HTTP/1.1\r\n" + HOST
+GET = b"GET /livez HTTP/1.1\r\n" + HOST
+BYTE_BY_BYTE = b"".join(b"1\r\n%c\r\n" % byte for byte in BODY)
+STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
+
+REFUSED = {
+    "a chunk's size that is no number": POST + CHUNKED + b"\r\nxyz\r\n{}\r\n0\r\n\r\n",
+    "a chunk's size that is negative": POST + CHUNKED + b"\r\n-1\r\n{}\r\n0\r\n\r\n",
+    "a chunk's size beyond 64 bits": POST + CHUNKED + b"\r\nfffffffffffffffff\r\n{}\r\n0\r\n\r\n",
+    "a chunk that is longer than its size": POST + CHUNKED + b"\r\n1\r\n{}\r\n0\r\n\r\n",
+    "two lengths": POST + LENGTH + b"Content-Length: 3\r\n\r\n" + BODY,
+    "two equal lengths": POST + LENGTH + LENGTH + b"\r\n" + BODY,
+    "a list of lengths": POST + b"Content-Length: 10, 10\r\n\r\n" + BODY,
+    "a negative length": POST + b"Content-Length: -1\r\n\r\n" + BODY,
+    "a length with a sign": POST + b"Content-Length: +10\r\n\r\n" + BODY,
+    "a length in hexadecimal": POST + b"Content-Length: 0xa\r\n\r\n" + BODY,
+    "a length beyond 64 bits": POST + b"Content-Length: 99999999999999999999\r\n\r\n" + BODY,
+    "a length and chunks": POST + LENGTH + CHUNKED + b"\r\n0\r\n\r\n",
+    "chunks and a length": POST + CHUNKED + LENGTH + b"\r\n0\r\n\r\n",
+    "chunks that are not the last coding": POST + b"Transfer-Encoding: chunked, gzip\r\n\r\n0\r\n\r\n",
+    "NUL in the path": b"GET /api/appointments\x00 HTTP/1.1\r\n" + HOST + b"\r\n",
+    "NUL in a header's name": GET + b"X\x00Y: 1\r\n\r\n",
+    "NUL in a header": GET + b"X: a\x00b\r\n\r\n",
+    "a letter beyond ASCII in the path": "GET /é HTTP/1.1\r\n".encode() + HOST + b"\r\n",
+    "a space in a header's name": GET + b"X Y: 1\r\n\r\n",
+    "a space before the colon": GET + b"X : 1\r\n\r\n",
+    "a header without a colon": GET + b"nonsense\r\n\r\n",
+    "a header without a name": GET + b": 1\r\n\r\n",
+    "a continued header": GET + b"X: 1\r\n  2\r\n\r\n",
+    "a carriage return in a header": GET + b"X: a\rb\r\n\r\n",
+    "an unknown method": b"BREW /livez HTTP/1.1\r\n" + HOST + b"\r\n",
+    "a method in lower case": b"get /livez HTTP/1.1\r\n" + HOST + b"\r\n",
+    "an unknown version": b"GET /livez HTTP/9.9\r\n" + HOST + b"\r\n",
+    "HTTP/2 by prior knowledge": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00" * 9,
+    "TLS": bytes.fromhex("16030100a5010000a10303") + bytes(range(200)),
+    "SSH": b"SSH-2.0-OpenSSH_9.6\r\n",
+    "a header before the request line": b"Host: x\r\nGET / HTTP/1.1\r\n\r\n",
+    "nothing but NULs": b"\x00" * 1000,
+    "no spaces": b"GET/livezHTTP/1.1\r\n\r\n",
+    "lines that end with LF alone": b"GET /livez HTTP/1.1\nHost: x\n\n",
+    "no path": b"GET http://other.example HTTP/1.1\r\n" + HOST + b"\r\n",
+    "CONNECT": b"CONNECT other.example:443 HTTP/1.1\r\n" + HOST + b"\r\n",
+    "a port that is none": b"GET http://x:99999999/livez HTTP/1.1\r\n" + HOST + b"\r\n",
+    "an authority without its end": b"GET http://[::1/livez HTTP/1.1\r\n" + HOST + b"\r\n",
+}
+ANSWERED = {
+    "an absolute URI": (b"GET http://other.example/livez HTTP/1.1\r\n" + HOST + b"\r\n", b"200"),
+    "an asterisk": (b"OPTIONS * HTTP/1.1\r\n" + HOST + b"\r\n", b"404"),
+    "HTTP/0.9": (b"GET /livez\r\n\r\n", b"200"),
+    "a path of slashes": (b"GET //////// HTTP/1.1\r\n" + HOST + b"\r\n", b"404"),
+    "a path that climbs": (b"GET /api/../../etc/passwd HTTP/1.1\r\n" + HOST + b"\r\n", b"404"),
+    "a path that climbs in escapes": (b"GET /api/docs/%2e%2e%2f%2e%2e/Makefile HTTP/1.1\r\n" + HOST + b"\r\n", b"404"),
+    "escapes that are none": (b"GET /api/%zz%c3%28 HTTP/1.1\r\n" + HOST + b"\r\n", b"404"),
+    "NUL in an escape": (b"GET /api/appointments?org=%00 HTTP/1.1\r\n" + HOST + b"\r\n", b"400"),
+    "two hosts": (GET + HOST + b"\r\n", b"200"),
+    "chunks of one byte": (POST + CHUNKED + b"\r\n" + BYTE_BY_BYTE + b"0\r\n\r\n", b"400"),
+    "a chunk with an extension": (POST + CHUNKED + b'\r\n2;a="b"\r\n{}\r\n0\r\n\r\n', b"400"),
+    "trailers": (POST + CHUNKED + b"\r\n2\r\n{}\r\n0\r\nContent-Length: 7\r\nX-Request-Id: late\r\n\r\n", b"400"),
+    "a body where none belongs": (GET + LENGTH + b"\r\n" + BODY, b"200"),
+    "an Upgrade with a body": (POST + b"Connection: Upgrade\r\nUpgrade: h2c\r\n" + LENGTH + b"\r\n" + BODY, b"400"),
+    "an expectation that is unknown": (GET + b"Expect: miracles\r\n\r\n", b"200"),
+    "empty lines before the request": (b"\r\n\r\n" + GET + b"\r\n", b"200"),
+    "a coding that is unknown": (POST + b"Content-Encoding: gzip\r\n" + LENGTH + b"\r\n" + BODY, b"400"),
+}  # fmt: skip
+
+
+def livez(service: ServiceProcess) -> None:
+    with service.connect() as connection:
+        connection.sendall(GET + CLOSE + b"\r\n")
+        assert read_all(connection).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("request_", REFUSED.values(), ids=REFUSED)
+def test_what_is_not_http_is_refused_and_the_connection_closed(service: ServiceProcess, request_: bytes) -> None:
+    with service.connect() as connection:
+        connection.sendall(request_)
+        answer = read_all(connection)
+    assert_refused(answer, 400, "INVALID_HTTP")
+    livez(service)
+
+
+@pytest.mark.parametrize(("request_", "status"), ANSWERED.values(), ids=ANSWERED)
+def test_what_is_unusual_is_answered(service: ServiceProcess, request_: bytes, status: bytes) -> None:
+    line, _, rest = request_.lstrip().partition(b"\r\n")
+    with service.connect() as connection:
+        connection.sendall(request_[: -len(line + rest) - 2] + line + b"\r\n" + CLOSE + rest)
+        answer = read_all(connection)
+    assert STATUS.findall(answer) == [status], answer
+    livez(service)
+
+
+def test_garbage_after_a_request_does_not_keep_its_answer_back(service: ServiceProcess, organisation: str) -> None:
+    body = msgspec.json.encode(payload(organisation))
+    write = POST + b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+    with service.connect() as connection:
+        connection.sendall(write + b"\x00garbage\r\n\r\n")
+        answer = read_all(connection)
+    assert STATUS.findall(answer)[0] == b"200", answer
+    assert [row["externalId"] for row in listed(service.client, organisation)] == ["a-1"]
+
+
+def test_a_client_that_sends_all_and_closes_its_side_gets_its_answer(
+    service: ServiceProcess, organisation: str
+) -> None:
+    body = msgspec.json.encode(payload(organisation))
+    with service.connect() as connection:
+        connection.sendall(POST + CLOSE + b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+        connection.shutdown(socket.SHUT_WR)
+        answer = read_all(connection)
+    assert STATUS.findall(answer) in ([b"200"], [])  # a half that is closed may stand for one that is gone
+    wait_until(lambda: len(listed(service.client, organisation)) == 1)
+
+
+@pytest.mark.parametrize("end", range(0, 301, 20))
+def test_a_client_that_is_gone_in_the_middle_leaves_nothing_behind(
+    service: ServiceProcess, organisation: str, end: int
+) -> None:
+    body = msgspec.json.encode(payload(organisation))
+    write = POST + b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+    assert len(write) > 240
+    with service.connect() as connection:
+        connection.sendall(write[:end])
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+    livez(service)
+    if end < len(write):
+        assert listed(service.client, organisation) == []
+
+
+def test_writes_that_come_all_at_once_are_answered_in_order(service: ServiceProcess, organisation: str) -> None:
+    requests = []
+    for number in range(300):
+        hour = f"2020-10-{number // 24 + 1:02d} {number % 24:02d}"
+        body = msgspec.json.encode(payload(organisation, id=f"{number}", start=f"{hour}:00", end=f"{hour}:30"))
+        identity = b"X-Request-Id: r%d\r\n" % number
+        requests.append(POST + identity + b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+    with service.connect() as connection:
+        connection.sendall(b"".join(requests) + GET + CLOSE + b"\r\n")
+        answer = read_all(connection)
+    assert STATUS.findall(answer) == [b"200"] * 301
+    assert re.findall(rb"x-request-id: r(\d+)\r", answer) == [b"%d" % number for number in range(300)]
+    assert len(listed(service.client, organisation)) == 300
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_bytes_at_random_are_survived(service: ServiceProcess, seed: int) -> None:
+    """Of requests with some bytes replaced, left out, or doubled."""
+    random = Random(seed)
+    sound = [POST + LENGTH + b"\r\n" + BODY, GET + b"\r\n", POST + CHUNKED + b"\r\n2\r\n{}\r\n0\r\n\r\n"]
+    for _ in range(20):
+        request = bytearray(random.choice(sound) * random.randint(1, 3))
+        for _ in range(random.randint(1, 6)):
+            at = random.randrange(len(request))
+            request[at : at + random.randint(0, 3)] = random.randbytes(random.randint(0, 3))
+        with service.connect() as connection:
+            connection.sendall(request)
+            connection.shutdown(socket.SHUT_WR)
+            statuses = {int(status) for status in STATUS.findall(read_all(connection))}
+        assert max(statuses, default=0) < 500, bytes(request)
+    livez(service)
