@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from service.instants import EXPECTED, SPELLING
+from service.instants import EXISTING, EXPECTED
 from service.problems import Problem
 
 CHARACTERS_MAX = 255
@@ -16,16 +16,16 @@ ExternalId = Annotated[
     Meta(
         min_length=1,
         max_length=CHARACTERS_MAX,
-        pattern=r"^[^\0]*[^\0\s][^\0]*$",
+        pattern=r"^[^\x00]*[^\x00\s][^\x00]*$",
         description="The upstream system's own id, kept to the letter: not blank, without U+0000.",
         examples=["a-17"],
     ),
 ]
 Instant = Annotated[
-    str, Meta(pattern=f"^{SPELLING.pattern}$", description=f"An instant: {EXPECTED}.", examples=["2020-10-10 20:20"])
+    str, Meta(pattern=f"^{EXISTING}$", description=f"An instant: {EXPECTED}.", examples=["2020-10-10 20:20"])
 ]
 OrganisationId = Annotated[
-    str | None,
+    Annotated[str, Meta(pattern=rf"^\s*([^\s\x00]([^\x00]{{0,{CHARACTERS_MAX - 2}}}[^\s\x00])?)?\s*$")] | None,
     Meta(
         description=f"The tenant: up to {CHARACTERS_MAX} characters once trimmed, without U+0000. "
         f"Missing, null, empty or blank means `{DEFAULT_ORGANISATION}`.",

@@ -127,7 +127,9 @@ def put_batch() -> Json:
     some = BatchResults([ItemResult("ok"), ItemResult("ignored-stale"), ItemResult("conflict", conflict.problem)])
     results = content(ref("BatchResults"), some=some)
     put = operation("putBatch", "Create, update or cancel many", results, BODY_CODES + FAILURE_CODES)
-    payloads = {"type": "array", "items": ref("AppointmentPayload"), "maxItems": ITEMS_MAX}
+    # Each item is judged by itself, so that one which is none harms no other.
+    described = f"Up to {ITEMS_MAX:,} items. What is no `AppointmentPayload` has the result `invalid`."
+    payloads = {"type": "array", "items": {"anyOf": [ref("AppointmentPayload"), {}]}, "description": described}
     bodies = content(payloads, two=[PAYLOAD, PAYLOAD | {"id": "a-18", "cancelled": True}]) | in_lines()
     return put | {"requestBody": {"required": True, "content": bodies}}
 
@@ -228,7 +230,8 @@ def problem_example(code: Code) -> Json:
 
 def parameter(name: str, annotation: Any, *, required: bool) -> Json:
     schema = msgspec.json.schema(annotation)
-    return {"name": name, "in": "query", "description": PARAMETERS[name], "schema": schema, "required": required}
+    described = {"name": name, "in": "query", "description": PARAMETERS[name], "schema": schema, "required": required}
+    return described if required else described | {"allowEmptyValue": True}  # empty: missing
 
 
 def ref(name: str) -> Json:
