@@ -1,7 +1,7 @@
 """What the service must do, in plain Python: a dict for each organisation, and the rules."""
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from service.messages import Appointment
@@ -41,21 +41,6 @@ class Model:
         ]
         return sorted(rows, key=lambda row: (row[1], row[0]))
 
-    def busy(self, organisation: str, start: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
-        merged: list[tuple[datetime, datetime]] = []
-        for _, starts, ends, _ in self.listed(organisation, start=start, end=end):
-            clipped = max(starts, start), min(ends, end)
-            if merged and merged[-1][1] == clipped[0]:
-                merged[-1] = merged[-1][0], clipped[1]
-            else:
-                merged.append(clipped)
-        return merged
-
-    def free(self, organisation: str, start: datetime, end: datetime, minutes: int) -> list[tuple[datetime, datetime]]:
-        edges = [start, *(edge for interval in self.busy(organisation, start, end) for edge in interval), end]
-        gaps = zip(edges[::2], edges[1::2], strict=True)
-        return [(a, b) for a, b in gaps if a < b and b - a >= timedelta(minutes=minutes)]
-
 
 def state(changes: Iterable[Accepted]) -> dict[str, Accepted]:
     return {change.appointment.id: change for change in changes}
@@ -80,14 +65,7 @@ def overlap(one: Appointment, other: Appointment) -> bool:
     return one.start < other.end and other.start < one.end
 
 
-def selected(
-    a: Appointment,
-    at: datetime | None = None,
-    start: datetime | None = None,
-    end: datetime | None = None,
-    name: str | None = None,
-    **_: Any,
-) -> bool:
+def selected(a: Appointment, at: Any = None, start: Any = None, end: Any = None, name: Any = None, **_: Any) -> bool:
     return (
         (at is None or a.start <= at < a.end)
         and (start is None or a.end > start)

@@ -2,7 +2,6 @@
 lists as of every instant, versions, changes and free time. HISTORIES sets how many are tried."""
 
 import os
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
@@ -10,15 +9,14 @@ from uuid import uuid4
 
 import httpx
 import msgspec
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.messages import Appointment
-from tests.databases import assert_invariants, new_database
 from tests.http.test_lists import follow
+from tests.model.free_time import busy, free
 from tests.model.model import Model, Row
-from tests.processes import ServiceProcess, running_service
+from tests.processes import ServiceProcess
 
 DAY = datetime(2020, 10, 10, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -46,27 +44,9 @@ appointments = st.builds(
 histories = st.lists(appointments | st.lists(appointments, max_size=8), min_size=1, max_size=30)
 
 
-@pytest.fixture(scope="module")
-def process(server_url: str, template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
-    directory = tmp_path_factory.mktemp("histories")
-    with (
-        new_database(server_url, template) as url,
-        running_service(directory, DATABASE_URL=url, WORKERS="2") as started,
-    ):
-        yield started
-        assert_invariants(url)
-
-
 def body(appointment: Appointment, prefix: str) -> dict[str, Any]:
-    instants = {
-        name: f"{getattr(appointment, field):%Y-%m-%d %H:%M:%S}"
-        for name, field in (
-            ("start", "start"),
-            ("end", "end"),
-            ("createdAt", "created_at"),
-            ("updatedAt", "updated_at"),
-        )
-    }
+    names = {"start": "start", "end": "end", "createdAt": "created_at", "updatedAt": "updated_at"}
+    instants = {name: instant(getattr(appointment, field)) for name, field in names.items()}
     more = {"cancelled": True} if appointment.cancelled else {}
     return {"id": appointment.id, "orgId": prefix + appointment.org_id} | instants | more
 
@@ -162,5 +142,5 @@ def check_availability(client: httpx.Client, model: Model, organisation: str, pr
         kind: [tuple(datetime.fromisoformat(each[edge]) for edge in ("start", "end")) for each in found[kind]]
         for kind in ("busy", "free")
     }
-    assert intervals["busy"] == model.busy(organisation, start, end)
-    assert intervals["free"] == model.free(organisation, start, end, minutes)
+    assert intervals["busy"] == busy(model, organisation, start, end)
+    assert intervals["free"] == free(model, organisation, start, end, minutes)

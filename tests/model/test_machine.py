@@ -1,0 +1,178 @@
+"""The service and the model go the same way, step by step. A failure prints the requests as a script that
+replays them on `make serve`. HISTORIES sets how many ways are tried, of up to 20 steps each."""
+
+import os
+import re
+import shlex
+import subprocess
+from datetime import datetime, timedelta
+from uuid import uuid4
+
+import httpx
+import msgspec
+import pytest
+from hypothesis import HealthCheck, note, reporting, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from msgspec.structs import replace
+
+from service.messages import Appointment
+from tests.model.model import Accepted, Model, decide
+from tests.model.test_histories import DAY, HOUR, NAMES, ORGANISATIONS, body, hours, rows
+from tests.processes import ServiceProcess
+
+SERVED = "http://127.0.0.1:3000"
+STATUSES = {"ok": 200, "ignored-stale": 200, "conflict": 409}
+names, organisations = st.sampled_from(NAMES), st.sampled_from(ORGANISATIONS)
+lengths = st.sampled_from([HOUR / 60, HOUR, 2 * HOUR])
+STEPS = settings(deadline=None, stateful_step_count=20, suppress_health_check=list(HealthCheck))
+# Always the same ways, and one failure of them.
+SAME = settings(STEPS, max_examples=200, derandomize=True, database=None, report_multiple_bugs=False)
+later = st.sampled_from([timedelta(microseconds=1), HOUR])
+
+where_any_is_held = precondition(lambda machine: bool(machine.held()))
+
+
+class Machine(RuleBasedStateMachine):
+    """Each rule is something that upstream systems do."""
+
+    clients: tuple[httpx.Client, httpx.Client]  # each may be at another process
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = Model()
+        self.prefix = uuid4().hex
+        self.requests = 0
+
+    def held(self) -> list[Accepted]:
+        """The latest version of each appointment."""
+        changes = [change for each in self.model.changes.values() for change in each]
+        return list({(change.appointment.org_id, change.appointment.id): change for change in changes}.values())
+
+    def send(self, path: str, content: object) -> httpx.Response:
+        text = msgspec.json.encode(content).decode()
+        note(f"curl -s {SERVED}{path} -H 'Content-Type: application/json' -d {shlex.quote(text)}; echo")
+        self.requests += 1
+        return self.clients[self.requests % 2].post(path, content=text)
+
+    def put(self, appointment: Appointment) -> None:
+        expected = self.model.put(appointment)
+        response = self.send("/api/appointments", body(appointment, self.prefix))
+        note(f"# expected: {expected}")
+        assert response.status_code == STATUSES[expected], response.text
+        assert response.json()["code" if expected == "conflict" else "status"] == (
+            "TIME_RANGE_UNAVAILABLE" if expected == "conflict" else expected
+        )
+
+    @rule(name=names, organisation=organisations, hour=hours, length=lengths)
+    def create(self, name: str, organisation: str, hour: int, length: timedelta) -> None:
+        start = DAY + hour * HOUR
+        self.put(appointment(name, organisation, start, start + length))
+
+    @where_any_is_held
+    @rule(data=st.data(), hour=hours, length=lengths, step=later)
+    def move(self, data: st.DataObject, hour: int, length: timedelta, step: timedelta) -> None:
+        old = data.draw(st.sampled_from(self.held())).appointment
+        start = DAY + hour * HOUR
+        self.put(replace(old, start=start, end=start + length, updated_at=old.updated_at + step))
+
+    @where_any_is_held
+    @rule(data=st.data(), back=st.sampled_from([timedelta(0), timedelta(microseconds=1), HOUR]), hour=hours)
+    def update_late_or_again(self, data: st.DataObject, back: timedelta, hour: int) -> None:
+        """With an interval that may overlap another's: it is ignored all the same."""
+        old = data.draw(st.sampled_from(self.held())).appointment
+        start = DAY + hour * HOUR
+        self.put(replace(old, start=start, end=start + HOUR, updated_at=max(DAY, old.updated_at - back)))
+
+    @where_any_is_held
+    @rule(data=st.data(), name=names, before=st.booleans(), gap=st.sampled_from([-1, 0, 1]), step=later)
+    def come_next_to(self, data: st.DataObject, name: str, before: bool, gap: int, step: timedelta) -> None:
+        """As near as a microsecond, or one too near."""
+        other = data.draw(st.sampled_from(self.held())).appointment
+        apart = timedelta(microseconds=gap)
+        start = other.start - apart - HOUR if before else other.end + apart
+        at = [each.appointment.updated_at for each in self.held() if each.appointment.id == name]
+        self.put(appointment(name, other.org_id, start, start + HOUR, max(at, default=DAY) + step))
+
+    @where_any_is_held
+    @rule(data=st.data(), cancelled=st.booleans(), step=later)
+    def cancel_or_bring_back(self, data: st.DataObject, cancelled: bool, step: timedelta) -> None:
+        old = data.draw(st.sampled_from(self.held())).appointment
+        self.put(replace(old, cancelled=cancelled, updated_at=old.updated_at + step))
+
+    @precondition(lambda self: len(self.held()) > 1)
+    @rule(data=st.data(), at_once=st.booleans(), aside=st.booleans())
+    def swap(self, data: st.DataObject, at_once: bool, aside: bool) -> None:
+        """Two change places: one has to go aside for a while, or the other finds its place taken."""
+        one, other = (
+            each.appointment
+            for each in data.draw(st.lists(st.sampled_from(self.held()), min_size=2, max_size=2, unique_by=id))
+        )
+        steps = [moved(one, DAY + 100 * HOUR)] if aside else []
+        steps.append(moved(other, one.start))
+        steps.append(moved(steps[0] if aside else one, other.start))
+        if not at_once:
+            for step in steps:
+                self.put(step)
+            return
+        expected = [self.model.put(step) for step in steps]
+        response = self.send("/api/appointments/batch", [body(step, self.prefix) for step in steps])
+        note(f"# expected: {', '.join(expected)}")
+        assert [result["status"] for result in response.json()["results"]] == expected
+
+    @invariant()
+    def lists_are_those_of_the_model(self) -> None:
+        for organisation in self.model.changes:
+            found = rows(self.clients[0], self.prefix + organisation)
+            note(f"# listed of {organisation}: {found}")
+            assert found == self.model.listed(organisation)
+
+
+def appointment(
+    name: str, organisation: str, start: datetime, end: datetime, updated_at: datetime = DAY
+) -> Appointment:
+    return Appointment(
+        id=name, org_id=organisation, start=start, end=end, created_at=DAY, updated_at=updated_at, cancelled=False
+    )
+
+
+def moved(old: Appointment, start: datetime) -> Appointment:
+    return replace(old, start=start, end=start + (old.end - old.start), updated_at=old.updated_at + HOUR)
+
+
+def run(process: ServiceProcess, machine: type[Machine], chosen: settings) -> None:
+    with httpx.Client(base_url=process.url, timeout=30) as one, httpx.Client(base_url=process.url, timeout=30) as other:
+        machine.clients = one, other
+        run_state_machine_as_test(machine, settings=chosen)
+
+
+def test_every_step_is_as_the_model_predicts(process: ServiceProcess) -> None:
+    run(process, Machine, settings(STEPS, max_examples=int(os.environ.get("HISTORIES", "30"))))
+
+
+class WrongModel(Model):
+    """An equal `updatedAt` counts."""
+
+    def put(self, new: Appointment) -> str:
+        verdict = super().put(new)
+        held = {each.appointment.id: each for each in self.changes[new.org_id]}
+        equal = verdict == "ignored-stale" and held[new.id].appointment.updated_at == new.updated_at
+        return "ok" if equal and decide({}, new) == "ok" else verdict
+
+
+class WrongMachine(Machine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = WrongModel()
+
+
+def test_a_failure_is_found_and_prints_a_script_that_replays_it(process: ServiceProcess) -> None:
+    printed: list[object] = []
+    with reporting.with_reporter(printed.append), pytest.raises(AssertionError) as failure:
+        run(process, WrongMachine, SAME)
+    lines = "\n".join(map(str, [*printed, *getattr(failure.value, "__notes__", [])])).splitlines()
+    script = [line for line in lines if line.startswith(("curl", "#"))]
+    assert len([line for line in script if line.startswith("curl")]) == 2  # shrunk: a creation, and the same again
+    fresh = re.sub("[0-9a-f]{32}", uuid4().hex, "\n".join(script)).replace(SERVED, process.url)
+    done = subprocess.run(["bash", "-euc", fresh], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == ['{"status":"ok"}', '{"status":"ignored-stale"}'], done.stderr
