@@ -39,18 +39,27 @@ def main() -> int:
         elif arguments.command == "serve":
             check_keys(settings)
             with listening(settings) as listener, database_url(settings, embedded.running) as url:
-                schema.migrate(url)
+                migrate(settings, url)
                 serve(replace(settings, database_url=url, port=listener.getsockname()[1]), listener)
         else:
             with database_url(settings, embedded.shared) as url:
-                change = schema.migrate if arguments.command == "migrate" else schema.rollback
-                print(f"{arguments.command}: {', '.join(change(url)) or 'nothing to do'}")
+                change = migrate if arguments.command == "migrate" else rollback
+                print(f"{arguments.command}: {', '.join(change(settings, url)) or 'nothing to do'}")
     except (StartError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         pass
     return 0
+
+
+def migrate(settings: Settings, url: str) -> list[str]:
+    owner = settings.owner_database_url
+    return schema.migrate(owner, schema.role_of(url)) if owner else schema.migrate(url)
+
+
+def rollback(settings: Settings, url: str) -> list[str]:
+    return schema.rollback(settings.owner_database_url or url)
 
 
 def serve(settings: Settings, listener: socket) -> None:

@@ -26,6 +26,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     """What can be set. Names in the environment are these in upper case; the unit ends the name."""
 
     database_url: str = ""  # empty: the embedded PostgreSQL
+    owner_database_url: str = ""  # who migrates; empty: who serves
     host: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65_535)] = 3000  # 0: any free one
     workers: Positive = 1
@@ -74,6 +75,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.database_url and not is_database_url(self.database_url):
             raise ValueError(f"expected {DATABASE_URL_FORM} - at `$.database_url`")
+        if self.owner_database_url and not is_database_url(self.owner_database_url):
+            raise ValueError(f"expected {DATABASE_URL_FORM} - at `$.owner_database_url`")
+        if self.owner_database_url and not self.database_url:
+            raise ValueError("it needs DATABASE_URL, with the role that serves - at `$.owner_database_url`")
 
     def url(self) -> str:
         """Where the service is found from this machine."""
@@ -86,6 +91,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         """For a log line: without secrets."""
         secret = {
             "database_url": masked_url(self.database_url),
+            "owner_database_url": masked_url(self.owner_database_url),
             "auth_secret": "***" if self.auth_secret else "",
             "auth_token": "***" if self.auth_token else "",
             "auth_jwks_url": masked_url(self.auth_jwks_url),

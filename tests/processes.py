@@ -16,17 +16,21 @@ from urllib.parse import urlsplit
 import httpx
 
 from service import ROOT
+from tests.roles.role import url_of_role
 
 START_SECONDS_MAX = 60
 
 
 class ServiceProcess:
-    """`python -m service serve` on a free port; `client` talks to it."""
+    """`python -m service serve` on a free port; `client` talks to it. With TEST_ROLE in the environment it serves
+    as a role that can do little."""
 
     def __init__(self, directory: Path, **settings: str) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.log_file = directory / "service.log"
         self.database_url = settings.get("DATABASE_URL", "")
+        if self.database_url and "TEST_ROLE" in os.environ and "OWNER_DATABASE_URL" not in settings:
+            settings |= {"DATABASE_URL": url_of_role(self.database_url), "OWNER_DATABASE_URL": self.database_url}
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "service", "serve"],

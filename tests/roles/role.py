@@ -1,0 +1,21 @@
+"""A role that can do little, as the README has it created."""
+
+from contextlib import suppress
+from urllib.parse import urlsplit
+
+import psycopg
+from psycopg import sql
+
+ROLE = "appointments service"  # with a space, so that whoever does not quote it is found out
+PASSWORD = "little"
+CREATE = sql.SQL("create role {role} login password {password}")
+
+
+def url_of_role(owner_url: str) -> str:
+    """The same database, for a role that owns nothing; it is created if it is not there."""
+    parts = urlsplit(owner_url)
+    with psycopg.connect(owner_url, autocommit=True) as session:
+        with suppress(psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation):  # or another worker just did
+            session.execute(CREATE.format(role=sql.Identifier(ROLE), password=PASSWORD))
+    place = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=f"{ROLE.replace(' ', '%20')}:{PASSWORD}@{place}").geturl()

@@ -1,0 +1,140 @@
+"""The service as a role that can do little, and what that role cannot do."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from service import schema
+from tests.databases import assert_invariants, new_database, query
+from tests.http.requests import assert_accepted, assert_problem, listed, post
+from tests.processes import ServiceProcess, clean_environment, running_service
+from tests.roles.role import PASSWORD, ROLE, url_of_role
+
+
+@pytest.fixture
+def urls(server_url: str) -> Iterator[tuple[str, str]]:
+    """The owner's and the role's, of a database without tables."""
+    with new_database(server_url) as url:
+        yield url, url_of_role(url)
+
+
+@pytest.fixture
+def served(urls: tuple[str, str], tmp_path: Path) -> Iterator[ServiceProcess]:
+    owner, role = urls
+    with running_service(tmp_path, DATABASE_URL=role, OWNER_DATABASE_URL=owner) as process:
+        yield process
+
+
+def migrate(tmp_path: Path, command: str = "migrate", **settings: str) -> subprocess.CompletedProcess[str]:
+    environment = clean_environment(**settings)
+    return subprocess.run(
+        [sys.executable, "-m", "service", command], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+
+
+def test_the_owner_migrates_and_the_role_serves(served: ServiceProcess, urls: tuple[str, str]) -> None:
+    assert_accepted(post(served.client, "o"))
+    assert_accepted(post(served.client, "o", updatedAt="2020-09-29", start="2020-10-10 09:00"))
+    assert_problem(post(served.client, "o", id="a-2"), 409, "TIME_RANGE_UNAVAILABLE")
+    assert len(listed(served.client, "o")) == 1
+    assert served.client.get("/readyz").status_code == 200
+    sessions = query(urls[0], "select distinct usename from pg_stat_activity where application_name = 'appointments'")
+    assert sessions == [(ROLE,)]
+    assert_invariants(urls[0])
+
+
+def test_neither_password_is_in_the_log(urls: tuple[str, str], tmp_path: Path) -> None:
+    owner, role = (f"{url}{'&' if '?' in url else '?'}password=s3cret" for url in urls)
+    with running_service(tmp_path, DATABASE_URL=role, OWNER_DATABASE_URL=owner) as process:
+        assert process.wait_for_event("started")["settings"]["owner_database_url"]
+        assert "s3cret" not in process.log_file.read_text()
+        assert PASSWORD not in process.log_file.read_text()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "delete from appointments",
+        "delete from appointment_versions",
+        "truncate appointments, appointment_versions",
+        "update appointment_versions set version = 1",
+        "update appointment_versions set received_at = now()",
+        "update appointments set id = gen_random_uuid()",
+        "update appointments set org_id = 'another'",
+        "update appointments set external_id = 'another'",
+        "insert into appointment_versions (sequence_number) overriding system value values (1)",
+        "select setval(pg_get_serial_sequence('appointment_versions', 'sequence_number'), 1)",
+        "alter table appointments drop constraint appointments_during_excl",
+        "alter table appointment_versions disable trigger all",
+        "drop table appointment_versions cascade",
+        "drop index appointments_start_idx",
+        "create table mine ()",
+        "create or replace function instant_text(timestamptz) returns text language sql return ''",
+        "set session_replication_role = replica",
+        "delete from _yoyo_migration",
+        "insert into _yoyo_migration values ('x', 'x')",
+        "copy appointments to program 'true'",
+        "create role another",
+    ],
+)
+def test_what_the_role_cannot_do(served: ServiceProcess, urls: tuple[str, str], statement: str) -> None:
+    assert_accepted(post(served.client, "o"))
+    with psycopg.connect(urls[1]) as session, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        session.execute(statement.encode())
+
+
+def test_what_the_role_could_do_before_is_taken_from_it(urls: tuple[str, str], tmp_path: Path) -> None:
+    owner, role = urls
+    schema.migrate(owner)
+    query(owner, f'grant all on appointments, appointment_versions to "{ROLE}"')
+    with running_service(tmp_path, DATABASE_URL=role, OWNER_DATABASE_URL=owner) as process:
+        assert_accepted(post(process.client, "o"))
+    with psycopg.connect(role) as session, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        session.execute("delete from appointment_versions")
+
+
+def test_the_service_needs_no_owner_once_that_has_migrated(urls: tuple[str, str], tmp_path: Path) -> None:
+    owner, role = urls
+    done = migrate(tmp_path, DATABASE_URL=role, OWNER_DATABASE_URL=owner)
+    assert (done.returncode, done.stdout) == (0, f"migrate: {', '.join(schema.KNOWN)}\n"), done.stderr
+    with running_service(tmp_path, DATABASE_URL=role) as process:
+        assert_accepted(post(process.client, "o"))
+    undone = migrate(tmp_path, "rollback", DATABASE_URL=role, OWNER_DATABASE_URL=owner)
+    assert (undone.returncode, undone.stdout) == (0, f"rollback: {schema.KNOWN[-1]}\n"), undone.stderr
+
+
+def test_a_role_that_finds_migrations_missing_says_what_to_set(urls: tuple[str, str], tmp_path: Path) -> None:
+    for command in ("serve", "migrate"):
+        done = migrate(tmp_path, command, DATABASE_URL=urls[1])
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: The database refuses: ")
+        assert done.stderr.endswith(" Set OWNER_DATABASE_URL.\n")
+        assert PASSWORD not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"OWNER_DATABASE_URL": "{owner}"}, "Setting OWNER_DATABASE_URL is wrong: it needs DATABASE_URL"),
+        ({"DATABASE_URL": "{owner}", "OWNER_DATABASE_URL": "{owner}"}, "name the same role"),
+        (
+            {"DATABASE_URL": "{role}", "OWNER_DATABASE_URL": "mysql://x/y"},
+            "Setting OWNER_DATABASE_URL is wrong: expected",
+        ),
+        ({"DATABASE_URL": "{role}", "OWNER_DATABASE_URL": "postgresql://127.0.0.1:1/d"}, "The database refuses: "),
+        ({"DATABASE_URL": "postgresql://127.0.0.1:1/d", "OWNER_DATABASE_URL": "{owner}"}, "The database refuses: "),
+    ],
+)
+def test_what_is_wrong_with_the_two_urls_is_said_at_the_start(
+    urls: tuple[str, str], tmp_path: Path, settings: dict[str, str], message: str
+) -> None:
+    owner, role = urls
+    done = migrate(tmp_path, "serve", **{name: url.format(owner=owner, role=role) for name, url in settings.items()})
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
