@@ -20,9 +20,10 @@ from service.statements import LIMIT_TRANSACTIONS, Statement
 log = structlog.get_logger()
 
 # SQLSTATE classes that say "not now" and nothing of the request: connection, read only, authorization,
-# no database, rollback, no table (the migrations were taken back), resources, not in the state for it
-# (a lock not available, a database that takes no connections), operator intervention (timeouts too), system.
-UNAVAILABLE = ("08", "25006", "28", "3D000", "40", "42P01", "53", "55", "57", "58")
+# no database, rollback, no right or no table (grants or migrations were taken back), resources, not in the
+# state for it (a lock not available, a database that takes no connections), operator intervention (timeouts
+# too), system.
+UNAVAILABLE = ("08", "25006", "28", "3D000", "40", "42501", "42P01", "53", "55", "57", "58")
 BROKEN = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError)  # OSError: timeouts too
 UNKNOWN = "The database does not answer. A write may have happened; sending it again is safe."
 EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # of PostgreSQL's timestamptz

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from service import ROOT
-from tests.roles.role import url_of_role
+from tests.roles.role import role_under_test, url_of_role
 
 START_SECONDS_MAX = 60
 
@@ -29,7 +29,7 @@ class ServiceProcess:
         directory.mkdir(parents=True, exist_ok=True)
         self.log_file = directory / "service.log"
         self.database_url = settings.get("DATABASE_URL", "")
-        if self.database_url and "TEST_ROLE" in os.environ and "OWNER_DATABASE_URL" not in settings:
+        if self.database_url and role_under_test() and "OWNER_DATABASE_URL" not in settings:
             settings |= {"DATABASE_URL": url_of_role(self.database_url), "OWNER_DATABASE_URL": self.database_url}
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(

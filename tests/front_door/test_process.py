@@ -20,6 +20,7 @@ from service import VERSION, schema
 from tests.databases import LOCK_ORGANISATION, assert_invariants, query, wait_until_blocked
 from tests.http.requests import assert_accepted, assert_problem, post
 from tests.processes import ServiceProcess, clean_environment, running_service
+from tests.roles.role import role_under_test
 
 
 class Post(threading.Thread):
@@ -198,7 +199,7 @@ def test_without_tables_the_service_is_unavailable_and_not_defective(database_ur
             assert schema.rollback(database_url) == [known]
         assert_problem(service.client.get("/api/appointments"), 503, "DATABASE_UNAVAILABLE")
         assert_problem(post(service.client, "o"), 503, "DATABASE_UNAVAILABLE")
-        schema.migrate(database_url)
+        schema.migrate(database_url, role_under_test())
         assert_accepted(post(service.client, "o"))
 
 

@@ -101,10 +101,22 @@ def test_the_service_needs_no_owner_once_that_has_migrated(urls: tuple[str, str]
     owner, role = urls
     done = migrate(tmp_path, DATABASE_URL=role, OWNER_DATABASE_URL=owner)
     assert (done.returncode, done.stdout) == (0, f"migrate: {', '.join(schema.KNOWN)}\n"), done.stderr
-    with running_service(tmp_path, DATABASE_URL=role) as process:
+    with running_service(tmp_path, DATABASE_URL=role, OWNER_DATABASE_URL="") as process:
         assert_accepted(post(process.client, "o"))
     undone = migrate(tmp_path, "rollback", DATABASE_URL=role, OWNER_DATABASE_URL=owner)
     assert (undone.returncode, undone.stdout) == (0, f"rollback: {schema.KNOWN[-1]}\n"), undone.stderr
+
+
+def test_without_its_grants_the_service_is_unavailable_and_not_defective(
+    served: ServiceProcess, urls: tuple[str, str]
+) -> None:
+    query(urls[0], f'revoke all on appointments, appointment_versions, _yoyo_migration from "{ROLE}"')
+    for response in (post(served.client, "o"), served.client.get("/api/appointments")):
+        assert_problem(response, 503, "DATABASE_UNAVAILABLE")
+    assert_problem(served.client.get("/readyz"), 503, "NOT_READY")
+    schema.migrate(urls[0], ROLE)
+    assert_accepted(post(served.client, "o"))
+    assert served.client.get("/readyz").status_code == 200
 
 
 def test_a_role_that_finds_migrations_missing_says_what_to_set(urls: tuple[str, str], tmp_path: Path) -> None:
