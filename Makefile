@@ -8,7 +8,7 @@ COMPILE := $(RUN) -m uv pip compile --quiet --universal --python-version 3.11 --
 	--no-emit-index-url --no-emit-find-links --no-header pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help serve dev migrate rollback migration test faults coverage load bench lint format types lock clean
+.PHONY: help serve dev migrate rollback migration test faults coverage load bench lint format types audit lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ format: $(VENV)/development ## Mend style and format
 
 types: $(VENV)/development ## Check the types
 	@$(RUN) -m mypy
+
+audit: $(VENV)/development ## Look the locked versions up among those known to be vulnerable; needs the internet
+	@$(RUN) -m pip_audit --strict --disable-pip --require-hashes --requirement requirements-development.lock
 
 lock: $(VENV)/development ## Renew the locks from pyproject.toml
 	@$(COMPILE) --upgrade --output-file requirements.lock

@@ -10,6 +10,7 @@ from collections import deque
 from time import perf_counter
 from typing import Any
 
+from service.endpoint import header
 from service.metrics import request_seconds
 from service.observe import id_of
 from service.problems import ProblemError, problem_response
@@ -58,6 +59,7 @@ class AdmittingProtocol(Protocol):
             and not (self.expect_100_continue or self.parser.should_upgrade())
             and (self.cycle is None or self.cycle.response_complete)  # or its turn has not come
             and not self.app_state["writer"].admits()
+            and header(self.scope, b"origin") is None  # type: ignore[arg-type]  # a page can read only what has gone through Cors
         )
 
     def _refuse_excess(self) -> None:

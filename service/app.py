@@ -10,6 +10,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
 from service import VERSION, docs, handlers, reads
+from service.cors import Cors
 from service.database import open_database
 from service.endpoint import Endpoint, StaticRouter
 from service.linger import Linger
@@ -76,4 +77,6 @@ def create_app(settings: Settings) -> ASGIApp:
     # The router alone: Starlette's middleware would handle exceptions twice more, and Observe does.
     found = routes(settings)
     router = StaticRouter(found, lifespan)
-    return Linger(Observe(router, frozenset(route.path for route in found)), settings.linger_ms_max)
+    app = Linger(Observe(router, frozenset(route.path for route in found)), settings.linger_ms_max)
+    origins = settings.origins()
+    return Cors(app, origins) if origins else app

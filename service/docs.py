@@ -1,6 +1,9 @@
 """Swagger UI, without the internet: its page is ours, its assets come from a package."""
 
+import re
+from base64 import b64encode
 from functools import partial
+from hashlib import sha256
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from service.endpoint import Endpoint, Handler
 from service.openapi import DOCUMENT
 
 PAGE = Path(__file__).with_name("docs.html").read_bytes()
+[SCRIPT] = re.findall(rb"<script>(.*)</script>", PAGE)
 ASSETS = Path(str(distribution("swagger-ui-py").locate_file("swagger_ui/static")))
 ASSET_TYPES = {
     "swagger-ui.css": "text/css",
@@ -20,8 +24,22 @@ ASSET_TYPES = {
 }
 
 
+# Swagger UI styles its parts by attributes, and has its icons in data.
+POLICY = (
+    f"default-src 'none'; script-src 'self' 'sha256-{b64encode(sha256(SCRIPT).digest()).decode()}'; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HARDENED = {
+    "Content-Security-Policy": POLICY,
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
 async def page(_: Request) -> Response:
-    return Response(PAGE, media_type="text/html")
+    return Response(PAGE, media_type="text/html", headers=HARDENED)
 
 
 async def document(_: Request) -> Response:
@@ -29,7 +47,7 @@ async def document(_: Request) -> Response:
 
 
 async def asset(content: bytes, media_type: str, _: Request) -> Response:
-    return Response(content, media_type=media_type)
+    return Response(content, media_type=media_type, headers=HARDENED)
 
 
 HANDLERS: dict[str, Handler] = {

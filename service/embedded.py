@@ -32,7 +32,6 @@ START_SECONDS_MAX = 300  # crash recovery of a large database takes its time
 STOP_SECONDS_MAX = 60
 PORT = 5432  # only a part of the socket's name
 SOCKETS = "/tmp/appointments-"
-SOCKET_OPTION = "--unix_socket_directories="
 OPTIONS = ["--listen_addresses=", "--unix_socket_permissions=0700", "--timezone=UTC", "--log_timezone=UTC"]
 OPTIONS += ["--max_connections=300"]  # each of the workers may hold more than a dozen
 
@@ -65,7 +64,7 @@ def running(data: Path = DATA) -> Iterator[str]:
         try:
             yield wait_until_ready(data, process).url
         finally:
-            stop(process)
+            stop(data, process)
 
 
 @contextmanager
@@ -119,12 +118,11 @@ def start(data: Path) -> psutil.Process:
     make_reachable(account, [path for path in (PACKAGE, LIBRARIES, data / "lock") if path.exists()])
     if not (data / "postgres").exists():
         initialise(data, account)
-    # Not below the data: the name of a socket may have about 100 characters, a path more.
-    sockets = own(Path(tempfile.mkdtemp(prefix=SOCKETS)), account)
+    sockets = make_sockets(data, account)
     command = [str(BINARIES / "postgres"), "-D", str(data / "postgres"), "-p", str(PORT), *OPTIONS]
     with log_file(data).open("ab") as log:
         return psutil.Popen(
-            [*command, f"{SOCKET_OPTION}{sockets}"],
+            [*command, f"--unix_socket_directories={sockets}"],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -157,25 +155,31 @@ def wait_until_ready(data: Path, process: psutil.Process) -> Postmaster:
     raise failure(data)
 
 
-def stop(process: psutil.Process) -> None:
+def stop(data: Path, process: psutil.Process) -> None:
     """A fast shutdown. A server that takes too long for it is left alone; the next start adopts it."""
-    sockets = socket_option(process)
     with suppress(psutil.NoSuchProcess):
         process.send_signal(signal.SIGINT)
     deadline = time.monotonic() + STOP_SECONDS_MAX
     while alive(process) and time.monotonic() < deadline:
         time.sleep(0.02)
-    if sockets.startswith(SOCKETS) and not alive(process):  # a folder that `start` has made
-        shutil.rmtree(sockets, ignore_errors=True)
+    if not alive(process):
+        remove_sockets(data)
 
 
-def socket_option(process: psutil.Process) -> str:
-    """Where the server has its socket, by its command line: its file does not tell from the start."""
-    with suppress(psutil.Error):
-        for argument in process.cmdline():
-            if argument.startswith(SOCKET_OPTION):
-                return argument.removeprefix(SOCKET_OPTION)
-    return ""
+def make_sockets(data: Path, account: Account) -> Path:
+    """Not below the data: the name of a socket may have about 100 characters, a path more."""
+    remove_sockets(data)
+    sockets = own(Path(tempfile.mkdtemp(prefix=SOCKETS)), account)
+    (data / "sockets").write_text(str(sockets), encoding="utf-8")
+    return sockets
+
+
+def remove_sockets(data: Path) -> None:
+    """Of a server that is dead, however it ended."""
+    record = data / "sockets"
+    if record.exists():
+        shutil.rmtree(record.read_text(encoding="utf-8"), ignore_errors=True)
+        record.unlink()
 
 
 def alive(process: psutil.Process) -> bool:

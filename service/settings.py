@@ -45,6 +45,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     auth_token: str = ""  # of import and export
     docs_open: bool = True
     metrics_open: bool = False
+    cors_origins: str = ""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     connections_max: Positive = 10_000
     keep_alive_ms_max: Positive = 65_000
@@ -79,10 +80,18 @@ class Settings(Struct, frozen=True, kw_only=True):
             raise ValueError(f"expected {DATABASE_URL_FORM} - at `$.owner_database_url`")
         if self.owner_database_url and not self.database_url:
             raise ValueError("it needs DATABASE_URL, with the role that serves - at `$.owner_database_url`")
+        if not all(origin == "*" or is_origin(origin) for origin in self.origins()):
+            raise ValueError(
+                "expected origins like https://app.example, with commas between, or * - at `$.cors_origins`"
+            )
 
     def url(self) -> str:
         """Where the service is found from this machine."""
         return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+    def origins(self) -> list[str]:
+        """Of pages that may call the API."""
+        return [origin for part in self.cors_origins.split(",") if (origin := part.strip())]
 
     def authenticates(self) -> bool:
         return bool(self.auth_secret or self.auth_public_key_file or self.auth_jwks_url)
@@ -108,6 +117,11 @@ def is_database_url(url: str) -> bool:
         return False
     escapes = re.sub("%[0-9A-Fa-f]{2}", "", url)
     return sound and parts.scheme in SCHEMES and len(parts.path) > 1 and "%" not in escapes
+
+
+def is_origin(text: str) -> bool:
+    """As browsers send it (RFC 6454, section 6.2): anything else would never match."""
+    return re.fullmatch(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?", text) is not None
 
 
 def masked_url(url: str) -> str:

@@ -6,6 +6,7 @@ the port.
 
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -14,8 +15,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
-from tempfile import TemporaryDirectory
+from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir
 
+import psutil
 import structlog
 from prometheus_client.multiprocess import mark_process_dead
 
@@ -26,12 +29,14 @@ from service.settings import Settings
 log = structlog.get_logger()
 
 SPAWN = multiprocessing.get_context("spawn")
+FIGURES = "appointments-metrics-"
 LIFE_SECONDS_MIN = 1  # of a worker; one that dies sooner is replaced only then
 
 
 def supervise(settings: Settings, listener: socket.socket) -> None:
     """Until SIGINT or SIGTERM, which the workers get too; then until all of them have ended."""
-    with TemporaryDirectory(prefix="appointments-metrics-") as directory, received_signals() as received:
+    remove_figures_of_the_dead()
+    with TemporaryDirectory(prefix=f"{FIGURES}{os.getpid()}-") as directory, received_signals() as received:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory  # workers look for it when they import prometheus_client
         started = time.monotonic()
         workers = [start(settings, listener) for _ in range(settings.workers)]
@@ -46,6 +51,14 @@ def supervise(settings: Settings, listener: socket.socket) -> None:
                 os.kill(worker.ident or 0, number)
         for worker in workers:
             worker.join()
+
+
+def remove_figures_of_the_dead() -> None:
+    """Of parents that were killed."""
+    for directory in Path(gettempdir()).glob(f"{FIGURES}*-*"):
+        parent = directory.name.removeprefix(FIGURES).partition("-")[0]
+        if parent.isdigit() and not psutil.pid_exists(int(parent)):
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 @contextmanager

@@ -48,6 +48,7 @@ def test_post_can_be_tried_out_and_nothing_comes_from_elsewhere(
 
     page.on("request", note_host)
     page.on("pageerror", lambda error: failures.append(str(error)))
+    page.on("console", lambda message: failures.append(message.text) if message.type == "error" else None)
     page.goto(f"{empty_service.url}/api/docs")
     operation = page.locator("#operations-default-putAppointment")
     operation.click()

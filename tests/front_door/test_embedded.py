@@ -155,14 +155,27 @@ def test_a_start_that_is_cut_short_removes_what_it_made_and_nothing_else(
     (tmp_path / "precious").touch()
     with embedded.locked(folder):
         process = embedded.start(folder)
-        sockets = Path(embedded.socket_option(process))
+        sockets = Path((folder / "sockets").read_text())
         while not (folder / "postgres" / "postmaster.pid").exists():
             time.sleep(0.001)
         assert sockets.is_dir()
-        embedded.stop(process)
+        embedded.stop(folder, process)
     assert (tmp_path / "precious").exists()
     assert not sockets.exists()
     shutil.rmtree(folder)
+
+
+def test_nothing_is_left_of_a_machine_that_went_down(checkout: Path) -> None:
+    service = serve(checkout)
+    sockets = Path((checkout / ".data" / "sockets").read_text())
+    service.kill()
+    for process in postmasters(checkout):
+        process.kill()
+        process.wait()
+    again = serve(checkout)
+    assert not sockets.exists()
+    assert again.stop() == 0
+    assert not (checkout / ".data" / "sockets").exists()
 
 
 def test_another_cluster_is_not_taken_for_ours(checkout: Path, tmp_path: Path) -> None:
@@ -186,6 +199,7 @@ def test_data_that_postgresql_cannot_use_are_one_line(checkout: Path) -> None:
     [line] = done.stderr.splitlines()
     assert line.startswith("error: PostgreSQL did not start: ")
     assert line.endswith(f"(see {checkout}/.data/postgres.log)")
+    assert not (checkout / ".data" / "sockets").exists()
 
 
 def test_while_the_database_is_away_requests_get_a_503(checkout: Path) -> None:

@@ -4,11 +4,13 @@ import os
 import re
 import signal
 from pathlib import Path
+from tempfile import gettempdir
 
 import httpx
 import psutil
 import pytest
 
+from service.workers import FIGURES
 from tests.databases import assert_invariants, query
 from tests.http.requests import assert_accepted, post
 from tests.processes import ServiceProcess, running_service, wait_until
@@ -70,5 +72,7 @@ def test_workers_do_not_outlive_their_parent(database_url: str, tmp_path: Path) 
         processes = [psutil.Process(number) for number in workers(service, 2)]
         service.kill()
         assert psutil.wait_procs(processes, timeout=30)[1] == []
-    with running_service(tmp_path, DATABASE_URL=database_url) as again:
+    [figures] = Path(gettempdir()).glob(f"{FIGURES}{service.process.pid}-*")
+    with running_service(tmp_path, DATABASE_URL=database_url, WORKERS="2") as again:
         assert_accepted(post(again.client, "o"))
+        assert not figures.exists()

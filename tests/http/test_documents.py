@@ -115,5 +115,10 @@ def test_the_page_and_its_assets_come_from_here(client: httpx.Client, path: str,
     response = client.get(path, headers={"Range": "bytes=x"})
     assert response.status_code == 200
     assert response.headers["content-type"] == media_type
+    policy = dict(each.split(" ", 1) for each in response.headers["content-security-policy"].split("; "))
+    assert policy["default-src"] == policy["frame-ancestors"] == "'none'"
+    assert "unsafe" not in policy["script-src"]
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert response.headers["referrer-policy"] == "no-referrer"
     if media_type.startswith("text/html"):
         assert re.findall(r'(?:src|href)="(?!/api/)', response.text) == []
