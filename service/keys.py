@@ -14,10 +14,11 @@ import structlog
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from service.problems import ProblemError
-from service.settings import Settings, StartError
+from service.settings import Settings, StartError, masked_url
 
 log = structlog.get_logger()
 
+KINDS_OF_KEY = ("auth_secret", "auth_public_key_file", "auth_jwks_url")
 SHARED = ("HS256", "HS384", "HS512")
 PUBLIC = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 PUBLIC_DEFAULT = ("RS256", "ES256", "EdDSA")
@@ -110,7 +111,7 @@ class PublishedKeys:
             response = (await self._client.get(self._url)).raise_for_status()
             keys = usable(msgspec.json.decode(response.content), self.algorithms)
         except (httpx.HTTPError, httpx.InvalidURL, msgspec.DecodeError, RecursionError, jwt.PyJWTError) as error:
-            log.warning("keys not fetched", url=self._url, cause=type(error).__name__)
+            log.warning("keys not fetched", url=masked_url(self._url), cause=type(error).__name__)
             if self._keys and monotonic() > self._confirmed_at + KEEP_SECONDS_MAX:
                 self._replace({})
             return False
@@ -158,9 +159,6 @@ def check_keys(settings: Settings) -> None:
             read_public_key(settings.auth_public_key_file)
         if settings.auth_secret and len(settings.auth_secret.encode()) < (least := secret_bytes_min(algorithms)):
             raise StartError(f"Setting AUTH_SECRET is too short; expected at least {least} bytes.")
-
-
-KINDS_OF_KEY = ("auth_secret", "auth_public_key_file", "auth_jwks_url")
 
 
 def spelt(names: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import parse_qsl, urlsplit
@@ -13,6 +13,7 @@ from msgspec import Meta, Struct
 
 SCHEMES = ("postgres", "postgresql")
 DATABASE_URL_FORM = "postgresql://user:password@host:5432/database, percent-encoded"
+SECRET = re.compile("pass|secret|token|key|sig", re.IGNORECASE)  # in the name of an option
 INTEGER_MAX = 2_147_483_647  # of PostgreSQL's settings
 Positive = Annotated[int, Meta(ge=1, le=INTEGER_MAX)]
 NotNegative = Annotated[int, Meta(ge=0, le=INTEGER_MAX)]
@@ -80,6 +81,8 @@ class Settings(Struct, frozen=True, kw_only=True):
             raise ValueError(f"expected {DATABASE_URL_FORM} - at `$.owner_database_url`")
         if self.owner_database_url and not self.database_url:
             raise ValueError("it needs DATABASE_URL, with the role that serves - at `$.owner_database_url`")
+        if self.auth_jwks_url and not is_web_url(self.auth_jwks_url):
+            raise ValueError("expected a URL like https://issuer.example/keys - at `$.auth_jwks_url`")
         if not all(origin == "*" or is_origin(origin) for origin in self.origins()):
             raise ValueError(
                 "expected origins like https://app.example, with commas between, or * - at `$.cors_origins`"
@@ -110,13 +113,20 @@ class Settings(Struct, frozen=True, kw_only=True):
 
 def is_database_url(url: str) -> bool:
     """Whether both drivers and yoyo can read it, so that none of them quotes it in an error."""
+    escapes = re.sub("%[0-9A-Fa-f]{2}", "", url)
+    return is_url(url, SCHEMES) and len(urlsplit(url).path) > 1 and "%" not in escapes
+
+
+def is_web_url(url: str) -> bool:
+    return is_url(url, ("http", "https")) and bool(urlsplit(url).hostname)
+
+
+def is_url(url: str, schemes: Collection[str]) -> bool:
     try:
         parts = urlsplit(url)
-        sound = parts.port is None or parts.port > 0
+        return parts.scheme in schemes and (parts.port is None or parts.port > 0)
     except ValueError:
         return False
-    escapes = re.sub("%[0-9A-Fa-f]{2}", "", url)
-    return sound and parts.scheme in SCHEMES and len(parts.path) > 1 and "%" not in escapes
 
 
 def is_origin(text: str) -> bool:
@@ -128,7 +138,7 @@ def masked_url(url: str) -> str:
     parts = urlsplit(url)
     user, at, place = parts.netloc.rpartition("@")
     user = user.partition(":")[0] + ":***" if ":" in user else user
-    options = [(name, "***" if "pass" in name else value) for name, value in parse_qsl(parts.query)]
+    options = [(name, "***" if SECRET.search(name) else value) for name, value in parse_qsl(parts.query)]
     query = "&".join(f"{name}={value}" for name, value in options)
     return parts._replace(netloc=user + at + place, query=query).geturl()
 
