@@ -10,6 +10,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
 from service import VERSION, docs, handlers, reads
+from service.body import Bodies
 from service.cors import Cors
 from service.database import open_database
 from service.endpoint import Endpoint, StaticRouter
@@ -65,6 +66,7 @@ def create_app(settings: Settings) -> ASGIApp:
                 yield State(
                     settings=settings,
                     guard=guard,
+                    bodies=Bodies(settings.buffer_bytes_max),
                     database=database,
                     probe_database=probe_database,
                     stream_database=stream_database,

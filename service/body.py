@@ -1,53 +1,60 @@
-"""From the bytes of a POST to sound appointments."""
+"""The bodies of POST, on their way in: their type, their size, and what all of them hold together."""
 
 import re
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-import msgspec
-from msgspec import UNSET, Raw, UnsetType
 from starlette.requests import ClientDisconnect, Request
 
-from service.access import EVERYTHING, Access, access_of
+from service.access import access_of
 from service.endpoint import header
-from service.fields import FIELD_KINDS, READ_ERRORS, Faults
-from service.messages import ITEMS_MAX, Appointment, AppointmentPayload
+from service.messages import ITEMS_MAX, Appointment
+from service.payload import decode_appointment, decode_array
 from service.problems import ProblemError
 
 MEDIA_TYPE = re.compile(r"application/(json|[a-z0-9!#$&^_.+-]+\+json)")
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-PAYLOAD_FIELDS = msgspec.structs.fields(AppointmentPayload)
-
-# Every member undecoded: the whole body is checked for being JSON before any field is looked at, and
-# each field can then be wrong by itself.
-RawPayload = msgspec.defstruct("RawPayload", [(field.encode_name, Raw | UnsetType, UNSET) for field in PAYLOAD_FIELDS])
-PAYLOAD_KINDS = [(field.encode_name, field.name, field.required, FIELD_KINDS[field.type]) for field in PAYLOAD_FIELDS]
-SOUND = msgspec.json.Decoder(
-    msgspec.defstruct(
-        "SoundPayload",
-        [(name, kind.json.type) if needed else (name, kind.json.type, None) for name, _, needed, kind in PAYLOAD_KINDS],
-    )
-)
-OBJECT = msgspec.json.Decoder(RawPayload)
-ARRAY = msgspec.json.Decoder(list[Raw])
-ANY_JSON = msgspec.json.Decoder(Raw)
 
 
-async def read_appointment(request: Request, body_bytes_max: int) -> Appointment:
+class Bodies:
+    """The bodies that come in several pieces, together: many clients at once could send more than fits."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._room = bytes_max
+
+    @contextmanager
+    def room(self) -> Iterator[Callable[[int], None]]:
+        """To be told of every piece. Raises ProblemError, a 503, if it is one too many."""
+        taken = 0
+
+        def take(size: int) -> None:
+            nonlocal taken
+            if size > self._room:
+                raise ProblemError("OVERLOADED", "The bodies under way are too large together; nothing was written.")
+            self._room -= size
+            taken += size
+
+        try:
+            yield take
+        finally:
+            self._room += taken
+
+
+async def read_appointment(request: Request, bodies: Bodies, body_bytes_max: int) -> Appointment:
     """Raises ProblemError for a body that is too large, no JSON, no sound appointment, or not to be written
     by this bearer."""
     content_type = media_type(request)
     if not is_json(content_type):
         raise unsupported("application/json or application/*+json")
-    return decode_appointment(await read_body(request, body_bytes_max), access_of(request))
+    return decode_appointment(await read_body(request, bodies, body_bytes_max), access_of(request))
 
 
-async def read_batch(request: Request, body_bytes_max: int) -> list[bytes]:
+async def read_batch(request: Request, bodies: Bodies, body_bytes_max: int) -> list[bytes]:
     """The items, undecoded. Raises ProblemError for what is no batch."""
     content_type = media_type(request)
     lines = content_type == "application/x-ndjson"
     if not (lines or is_json(content_type)):
         raise unsupported("application/json, application/*+json or application/x-ndjson")
-    body = await read_body(request, body_bytes_max)
+    body = await read_body(request, bodies, body_bytes_max)
     items = [line for line in body.split(b"\n") if line.strip()] if lines else list(map(bytes, decode_array(body)))
     if len(items) > ITEMS_MAX:
         raise ProblemError("PAYLOAD_TOO_LARGE", f"Expected at most {ITEMS_MAX} items; these are {len(items)}.")
@@ -67,109 +74,35 @@ def unsupported(expected: str) -> ProblemError:
     return ProblemError("UNSUPPORTED_MEDIA_TYPE", f"Expected a Content-Type of {expected}.")
 
 
-async def read_body(request: Request, bytes_max: int) -> bytes:
+async def read_body(request: Request, bodies: Bodies, bytes_max: int) -> bytes:
     """Refuses as soon as the size is known; the server discards the rest, so the client can read why."""
     if int(header(request.scope, b"content-length") or 0) > bytes_max:
         raise too_large(bytes_max)
-    chunks, size, more = [], 0, True
-    while more:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        chunks.append(message["body"])
-        size += len(message["body"])
-        if size > bytes_max:
+    piece, more = await read_piece(request)
+    if not more:
+        if len(piece) > bytes_max:
             raise too_large(bytes_max)
-        more = message["more_body"]
-    return b"".join(chunks)
+        return piece
+    pieces, size = [piece], len(piece)
+    with bodies.room() as take:
+        take(size)
+        while more:
+            piece, more = await read_piece(request)
+            take(len(piece))
+            pieces.append(piece)
+            size += len(piece)
+            if size > bytes_max:
+                raise too_large(bytes_max)
+    return b"".join(pieces)
+
+
+async def read_piece(request: Request) -> tuple[bytes, bool]:
+    """And whether there is more."""
+    message = await request.receive()
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnect
+    return message["body"], message["more_body"]
 
 
 def too_large(bytes_max: int) -> ProblemError:
     return ProblemError("PAYLOAD_TOO_LARGE", f"Expected a body of at most {bytes_max} bytes.")
-
-
-def decode_appointment(body: bytes, access: Access = EVERYTHING) -> Appointment:
-    """Raises ProblemError: first for JSON, then for all fields at once, then for their order, then for
-    an organisation that is not the bearer's."""
-    values = decode_sound(body) or decode_each(body)
-    values["org_id"] = values["org_id"] or access.default_organisation()
-    appointment = Appointment(**values)
-    if appointment.start >= appointment.end:
-        raise ProblemError("INVALID_TIME_RANGE", "Expected `start` before `end`.")
-    if appointment.created_at > appointment.updated_at:
-        raise ProblemError("INVALID_METADATA", "Expected `createdAt` not after `updatedAt`.")
-    access.check(appointment.org_id)
-    return appointment
-
-
-def decode_item(body: bytes, access: Access) -> Appointment | ProblemError:
-    try:
-        return decode_appointment(body, access)
-    except ProblemError as error:
-        return error
-
-
-def decode_sound(body: bytes) -> dict[str, Any] | None:
-    """The values of all fields in one go; None if anything is wrong, without saying what."""
-    try:
-        body.decode()
-        members = SOUND.decode(body)
-        if BYTE_ORDER_MARK not in body:
-            return {name: kind.parse(getattr(members, member)) for member, name, _, kind in PAYLOAD_KINDS}
-    except (msgspec.DecodeError, RecursionError, ValueError):
-        pass
-    return None
-
-
-def decode_each(body: bytes) -> dict[str, Any]:
-    """The values of all fields, each by itself. Raises ProblemError, with every fault."""
-    raw = decode_object(body)
-    values: dict[str, Any] = {}
-    faults = Faults()
-    for member_name, name, required, kind in PAYLOAD_KINDS:
-        member = getattr(raw, member_name)
-        if member is UNSET and required:
-            faults.add(member_name, f"Missing. Expected {kind.expected}.", kind.code)
-            continue
-        try:
-            values[name] = kind.parse(None if member is UNSET else kind.json.decode(member))
-        except READ_ERRORS:
-            faults.add(member_name, f"Expected {kind.expected}.", kind.code)
-    faults.raise_if_any()
-    return values
-
-
-def decode_object(body: bytes) -> Any:
-    """The members, undecoded, as a RawPayload."""
-    return decode_json(body, "object", b"{", OBJECT)
-
-
-def decode_array(body: bytes) -> list[Raw]:
-    """The items, undecoded."""
-    items: list[Raw] = decode_json(body, "array", b"[", ARRAY)
-    return items
-
-
-def decode_json(body: bytes, kind: str, opening: bytes, decoder: msgspec.json.Decoder[Any]) -> Any:
-    """Raises ProblemError for what is no JSON, or of another kind. msgspec does not look at the
-    encoding of what it skips."""
-    if not body:
-        raise ProblemError("INVALID_JSON", f"The body is empty; expected a JSON {kind}.")
-    of_kind = body.lstrip(b" \t\r\n").startswith(opening)
-    try:
-        body.decode()
-        decoded = (decoder if of_kind else ANY_JSON).decode(body)
-    except msgspec.DecodeError as error:
-        raise ProblemError("INVALID_JSON", f"The body is not JSON: {error}.") from None
-    except UnicodeDecodeError as error:
-        detail = f"The body is not UTF-8: byte {error.start} does not belong there."
-        raise ProblemError("INVALID_JSON", detail) from None
-    except RecursionError:
-        raise ProblemError("INVALID_JSON", "The body is nested too deeply.") from None
-    if BYTE_ORDER_MARK in body:
-        raise ProblemError("INVALID_JSON", "The body holds a byte order mark, which JSON must not.")
-    if not of_kind:
-        faults = Faults()
-        faults.add("", f"Expected a JSON {kind}.")
-        faults.raise_if_any()
-    return decoded

@@ -9,10 +9,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.access import access_of
-from service.body import decode_item, read_appointment, read_batch
+from service.body import read_appointment, read_batch
 from service.logs import note
 from service.messages import Accepted, Appointment, BatchResults, ItemResult
 from service.metrics import VERDICTS, exposition
+from service.payload import decode_item
 from service.problems import Conflict, ProblemError, as_problem_error
 from service.query import read_query
 from service.readiness import why_not_ready
@@ -29,7 +30,7 @@ ACCEPTED = {"ok": OK, "stale": IGNORED_STALE}
 async def post_appointment(request: Request) -> Response:
     read_query(request, known={})
     state = state_of(request)
-    appointment = await read_appointment(request, state["settings"].body_bytes_max)
+    appointment = await read_appointment(request, state["bodies"], state["settings"].body_bytes_max)
     note(organisation=appointment.org_id)
     verdict = await state["writer"].write(appointment)
     note(verdict=verdict.outcome)
@@ -42,7 +43,7 @@ async def post_appointment(request: Request) -> Response:
 async def post_batch(request: Request) -> Response:
     read_query(request, known={})
     state = state_of(request)
-    bodies = await read_batch(request, state["settings"].batch_body_bytes_max)
+    bodies = await read_batch(request, state["bodies"], state["settings"].batch_body_bytes_max)
     note(items=len(bodies))
     with state["writer"].room_for_items(len(bodies)):
         items = [decode_item(body, access_of(request)) for body in bodies]

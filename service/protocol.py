@@ -233,3 +233,15 @@ def expire_slow(connections: Iterable[Protocol], seconds_max: Mapping[str, float
             connection.noted, connection.noted_at = progress, now
         elif now - connection.noted_at > seconds_max.get(phase, inf):
             connection.expire(phase)
+
+
+def cut_unread(connections: Iterable[Protocol], bytes_max: int) -> None:
+    """Cuts off those who leave the most unread, until what waits for its readers is no more than that."""
+    unread = {connection: connection.transport.get_write_buffer_size() for connection in connections}
+    excess = sum(unread.values()) - bytes_max
+    for connection in sorted(unread, key=lambda each: unread[each], reverse=True):
+        if excess <= 0:
+            break
+        excess -= unread[connection]
+        REFUSALS.labels("OVERLOADED").inc()
+        connection.transport.abort()

@@ -17,7 +17,7 @@ import uvicorn
 from service.admission import AdmittingProtocol
 from service.app import create_app
 from service.database import open_database
-from service.protocol import expire_slow, limits
+from service.protocol import cut_unread, expire_slow, limits
 from service.settings import Settings, StartError
 
 log = structlog.get_logger()
@@ -56,10 +56,12 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, settings: Settings) -> None:
         super().__init__(config)
         self._limits = limits(settings)
+        self._buffer_bytes_max = settings.buffer_bytes_max
 
     async def on_tick(self, counter: int) -> bool:
         if counter % EXPIRY_TICKS == 0:
             expire_slow(self.server_state.connections, self._limits)  # type: ignore[arg-type]
+            cut_unread(self.server_state.connections, self._buffer_bytes_max)  # type: ignore[arg-type]
         return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's names

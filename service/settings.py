@@ -55,6 +55,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     body_ms_max: Positive = 60_000
     body_bytes_max: Positive = 1_048_576
     batch_body_bytes_max: Positive = 4_194_304
+    buffer_bytes_max: Positive = 268_435_456  # of bodies under way, and again of answers
     linger_ms_max: NotNegative = 5_000
     pool_connections_max: Positive = 10
     pool_wait_ms_max: Positive = 2_000

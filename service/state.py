@@ -5,6 +5,7 @@ from typing import TypedDict
 from starlette.requests import Request
 
 from service.access import Guard
+from service.body import Bodies
 from service.database import Database
 from service.readiness import Shutdown
 from service.settings import Settings
@@ -15,6 +16,7 @@ from service.writer import Writer
 class State(TypedDict):
     settings: Settings
     guard: Guard
+    bodies: Bodies
     database: Database
     stream_database: Database
     probe_database: Database

@@ -17,10 +17,10 @@ from msgspec.structs import asdict
 from starlette.requests import Request
 
 from service import reads
-from service.body import BYTE_ORDER_MARK, decode_appointment, decode_each, decode_sound
 from service.instants import EXISTING, parse_instant
 from service.messages import Appointment
 from service.pages import ListPlace, VersionPlace, encode, parse_list_cursor, parse_version_cursor
+from service.payload import BYTE_ORDER_MARK, decode_appointment, decode_each, decode_sound
 from service.problems import ProblemError
 from service.query import read_query
 from tests.http.requests import payload

@@ -23,6 +23,7 @@ LIMITS = {
     "STREAM_MS_MAX": "2000",
     "LINGER_MS_MAX": "500",
     "BATCH_BODY_BYTES_MAX": "100000",
+    "BUFFER_BYTES_MAX": "200000",
 }
 SLACK_SECONDS = 3  # the limits are looked at twice a second, on a machine that others use too
 GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n"
@@ -191,6 +192,40 @@ def test_one_connection_too_many_is_refused_and_one_that_ends_makes_room(limited
                 return another.recv(65_536).startswith(b"HTTP/1.1 200 ")
 
         wait_until(there_is_room)
+
+
+def test_bodies_under_way_are_limited_together(limited: ServiceProcess) -> None:
+    head = POST.replace(b"appointments", b"appointments/batch") + b"Content-Length: 90000\r\n\r\n"
+    with ExitStack() as stack:
+        held = [stack.enter_context(limited.connect()) for _ in range(3)]
+        for connection in held:
+            connection.sendall(head + b" " * 80_000)
+        answers = [read_all(connection) for connection in held]
+    refused = [answer for answer in answers if answer.startswith(b"HTTP/1.1 503 ")]
+    assert len(refused) == 1
+    assert b"OVERLOADED" in refused[0]
+    assert b"retry-after: 1" in refused[0].lower()
+    for answer in answers:
+        if answer is not refused[0]:  # the others only came too slowly
+            assert_refused(answer, 408, "REQUEST_TIMEOUT")
+    whole = limited.client.post("/api/appointments/batch", content=b"[" + b" " * 90_000 + b"]")
+    assert (whole.status_code, whole.json()) == (200, {"results": []})
+
+
+def test_who_leaves_more_unread_than_all_may_is_cut_off(database_url: str, tmp_path: Path) -> None:
+    """Each is left with at least what makes the server wait before it writes on, which is 64 KiB."""
+    request = b"GET /api/docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n"
+    with (
+        running_service(tmp_path, DATABASE_URL=database_url, BUFFER_BYTES_MAX="400000") as process,
+        ExitStack() as stack,
+    ):
+        for _ in range(8):
+            greedy = stack.enter_context(process.connect())
+            greedy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            greedy.sendall(request * 10)
+        refused = 'http_connections_refused_total{code="OVERLOADED"}'
+        wait_until(lambda: refused in process.client.get("/metrics").text)
+        assert_accepted(post(process.client, "o"))
 
 
 def test_who_does_not_read_the_answers_is_cut_off(limited: ServiceProcess) -> None:

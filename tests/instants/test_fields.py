@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from service.body import decode_appointment, decode_each, decode_sound
 from service.fields import FIELD_KINDS, READ_ERRORS
 from service.messages import AppointmentPayload, ExternalId, Instant
+from service.payload import decode_appointment, decode_each, decode_sound
 from service.problems import ProblemError
 
 VALUES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
