@@ -46,6 +46,7 @@ def full(service: ServiceProcess) -> Iterator[None]:
     """As many writes wait as may. They are accepted once nobody holds the table any more."""
     first = {"start": "2020-10-10 10:00", "end": "2020-10-10 10:30"}
     with httpx.Client(base_url=service.url, timeout=60) as client, ThreadPoolExecutor(ROOM) as executor:
+        wait_until(lambda: "writer_waiting_writes 0.0" in client.get("/metrics").text)  # it is up to a second old
         with psycopg.connect(service.database_url) as session:
             session.execute("lock table appointments in exclusive mode")
             answers = [executor.submit(post, client, f"room-{number}", **first) for number in range(ROOM)]

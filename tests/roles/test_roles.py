@@ -42,8 +42,9 @@ def test_the_owner_migrates_and_the_role_serves(served: ServiceProcess, urls: tu
     assert_problem(post(served.client, "o", id="a-2"), 409, "TIME_RANGE_UNAVAILABLE")
     assert len(listed(served.client, "o")) == 1
     assert served.client.get("/readyz").status_code == 200
-    sessions = query(urls[0], "select distinct usename from pg_stat_activity where application_name = 'appointments'")
-    assert sessions == [(ROLE,)]
+    sessions = """select distinct usename from pg_stat_activity
+        where application_name = 'appointments' and datname = current_database()"""
+    assert query(urls[0], sessions) == [(ROLE,)]
     assert_invariants(urls[0])
 
 
