@@ -70,9 +70,9 @@ def test_a_worker_that_dies_is_replaced(database_url: str, tmp_path: Path) -> No
 def test_workers_do_not_outlive_their_parent(database_url: str, tmp_path: Path) -> None:
     with running_service(tmp_path, DATABASE_URL=database_url, WORKERS="2") as service:
         processes = [psutil.Process(number) for number in workers(service, 2)]
+        [figures] = Path(gettempdir()).glob(f"{FIGURES}{service.process.pid}-*")
         service.kill()
         assert psutil.wait_procs(processes, timeout=30)[1] == []
-    [figures] = Path(gettempdir()).glob(f"{FIGURES}{service.process.pid}-*")
     with running_service(tmp_path, DATABASE_URL=database_url, WORKERS="2") as again:
         assert_accepted(post(again.client, "o"))
         assert not figures.exists()

@@ -72,7 +72,7 @@ def test_with_answers_before_the_commit_the_checker_says_no(database_url: str, t
             async with connection.transaction():
                 rows = await connection.fetch_many(UPSERT_APPOINTMENT, [run.arguments() for run in runs])
                 busy = settle(runs, rows)
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.05)
         except"""
     program = without(tmp_path, "service/writer.py", right, early)
     with recorded(database_url, tmp_path, PYTHONPATH=str(program)) as record:

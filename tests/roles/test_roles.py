@@ -30,7 +30,7 @@ def served(urls: tuple[str, str], tmp_path: Path) -> Iterator[ServiceProcess]:
 
 
 def migrate(tmp_path: Path, command: str = "migrate", **settings: str) -> subprocess.CompletedProcess[str]:
-    environment = clean_environment(**settings)
+    environment = clean_environment(PORT="0", **settings)
     return subprocess.run(
         [sys.executable, "-m", "service", command], cwd=tmp_path, env=environment, capture_output=True, text=True
     )

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
 import pytest
 
-from tests.databases import query
+from tests.databases import new_database, query
 from tests.http.requests import assert_problem
 from tests.processes import ServiceProcess, running_service, wait_until
 
@@ -23,11 +24,19 @@ URL = "/api/appointments?org=long"
 GROWTH_MB_MAX = 32
 
 
+@pytest.fixture(scope="module")
+def filled(server_url: str, template: str) -> Iterator[str]:
+    """The name of a database to be cloned."""
+    with new_database(server_url, template) as url:
+        query(url, FILL)
+        query(url, "analyze")
+        yield urlsplit(url).path.removeprefix("/")
+
+
 @pytest.fixture
-def database_url(database_url: str) -> str:
-    query(database_url, FILL)
-    query(database_url, "analyze")
-    return database_url
+def database_url(server_url: str, filled: str) -> Iterator[str]:
+    with new_database(server_url, filled) as url:
+        yield url
 
 
 @pytest.fixture

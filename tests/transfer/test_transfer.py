@@ -117,7 +117,7 @@ def test_a_cut_export_does_not_look_whole(database_url: str, tmp_path: Path) -> 
         (org_id, external_id, during, payload_created_at, payload_updated_at, received_at, version)
         select 'long', n, tstzrange(start, start + interval '1 hour'), start, start, start, 1
         from (select n, timestamptz '2000-01-01Z' + n * interval '1 hour' as start
-            from generate_series(1, 200000) as n) as s"""
+            from generate_series(1, 60000) as n) as s"""
     query(database_url, fill)
     with running_service(tmp_path, DATABASE_URL=database_url, STREAM_MS_MAX="50") as process:
         done = run("export", "--org", "long", "--url", process.url)
