@@ -41,7 +41,7 @@ SIZES = {
         pgbench_clients=(16, 32),
         tunings=((8, 2),),
         tables=(1000, 20_000),
-        lists=(100, 100_000),
+        lists=(100, 20_000),
         history=20_000,
         loads=(0.5,),
     ),

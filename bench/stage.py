@@ -2,10 +2,11 @@
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import psutil
 import psycopg
@@ -43,6 +44,15 @@ NEW_SESSIONS = """
 LISTED = 1000  # appointments of the organisation that is listed
 SHORT_HISTORY = 10_000
 LONG_VERSIONS, MANY_VERSIONS = 5, 100
+
+
+class Filling(NamedTuple):
+    """So many appointments, each with so many versions, over organisations named by the prefix and a number from 0."""
+
+    prefix: str
+    rows: int
+    organisations: int = 1
+    versions: int = 1
 
 
 class Stage:
@@ -88,18 +98,26 @@ class Stage:
             opened = self._stack.enter_context(contenders.service(self.server_url, self.template, **settings))
         if name == "slow":
             slow_down(opened.database_url)
-        if name == "reads":
-            for rows in {LISTED, *self.size.lists}:
-                fill(opened.database_url, rows, 1, f"{rows}"[:-1])  # the name is the prefix and n % 1, a 0
-        elif name == "history":
-            fill(opened.database_url, SHORT_HISTORY, 1, "short ")
-            fill(opened.database_url, LISTED, 1, "versions 1 ")
-            fill(opened.database_url, LISTED, 1, f"versions {MANY_VERSIONS} ", MANY_VERSIONS)
-            fill(opened.database_url, self.size.history, 1, "long ", LONG_VERSIONS)
-        elif name.startswith("table "):
-            fill(opened.database_url, int(name.removeprefix("table ")), ORGANISATIONS, "o-")
+        if fillings := self._fillings(name):
+            fill(opened.database_url, fillings)
         wrk.load(opened.url, "new", WARM_UP_SECONDS, 64)
         return opened
+
+    def _fillings(self, name: str) -> list[Filling]:
+        match name.split():
+            case ["table", rows]:
+                return [Filling("o-", int(rows), organisations=ORGANISATIONS)]
+            case ["reads"]:
+                return [Filling(f"{rows}"[:-1], rows) for rows in {LISTED, *self.size.lists}]  # with its 0 the number
+            case ["history"]:
+                return [
+                    Filling("short ", SHORT_HISTORY),
+                    Filling("versions 1 ", LISTED),
+                    Filling(f"versions {MANY_VERSIONS} ", LISTED, versions=MANY_VERSIONS),
+                    Filling("long ", self.size.history, versions=LONG_VERSIONS),
+                ]
+            case _:
+                return []
 
     def _best_tuning(self, name: str) -> tuple[int, int]:
         if len(self.size.tunings) == 1:
@@ -120,16 +138,15 @@ def slow_down(database_url: str) -> None:
     query(database_url, NEW_SESSIONS)
 
 
-def fill(database_url: str, rows: int, organisations: int, prefix: str, versions: int = 1) -> None:
-    """The organisations are the prefix and a number from 0. Without indexes and constraints, which are
-    built anew afterwards: faster, for millions."""
+def fill(database_url: str, fillings: Sequence[Filling]) -> None:
+    """Without indexes and constraints, which are built anew afterwards: faster, for millions."""
     statement = Path(__file__).with_name("fill.sql").read_text(encoding="utf-8")
     with psycopg.connect(database_url, autocommit=True) as session:
         definitions = session.execute(DEFINITIONS).fetchall()
         for drop, _ in definitions:
             session.execute(drop)
-        amounts = {"rows": rows, "organisations": organisations, "versions": versions}
-        session.execute(statement.encode(), amounts | {"prefix": prefix})
+        for filling in fillings:
+            session.execute(statement.encode(), filling._asdict())
         for _, create in reversed(definitions):
             session.execute(create)
         session.execute("vacuum analyze appointments, appointment_versions")
