@@ -97,6 +97,7 @@ class Database:
 
     def __init__(self, pool: asyncpg.Pool, settings: Settings) -> None:
         self.pool = pool
+        self._turns = asyncio.Semaphore(pool.get_max_size())
         self._waiting = 0
         self._waiting_max = settings.pool_waiting_max
         self._wait_seconds = settings.pool_wait_ms_max / 1e3
@@ -112,7 +113,7 @@ class Database:
                 connection.terminate()  # or the pool would hand out again what the server has ended
                 raise
             finally:
-                await self.pool.release(connection)
+                await self._release(connection)
         except (*BROKEN, asyncpg.PostgresError) as error:
             if not unavailable(error):
                 raise
@@ -124,11 +125,18 @@ class Database:
         return self._waiting
 
     async def _acquire(self) -> Any:
+        """First come, first served; the pool alone would serve whoever asks as a connection comes back."""
         if self._waiting >= self._waiting_max:
             raise ProblemError("OVERLOADED", "Too many requests wait for a connection to the database.")
         self._waiting += 1
         try:
-            return await self.pool.acquire(timeout=self._wait_seconds)
+            async with asyncio.timeout(self._wait_seconds):
+                await self._turns.acquire()
+                try:
+                    return await self.pool.acquire()
+                except BaseException:
+                    self._turns.release()
+                    raise
         except TimeoutError:
             if self.pool.get_size() < self.pool.get_max_size():
                 raise  # a new one was not to be had either
@@ -136,6 +144,12 @@ class Database:
             raise ProblemError("OVERLOADED", detail) from None
         finally:
             self._waiting -= 1
+
+    async def _release(self, connection: Any) -> None:
+        try:
+            await self.pool.release(connection)
+        finally:
+            self._turns.release()
 
     async def fetch(self, statement: Statement, *arguments: object) -> list[asyncpg.Record]:
         async with self.connection() as connection:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextlib import AsyncExitStack
 
 import asyncpg
 import pytest
@@ -42,3 +43,23 @@ async def test_a_connection_in_a_state_that_asyncpg_cannot_use_is_not_handed_out
             raise asyncpg.InternalClientError
     await database.fetch(LIST_LAST_CHANGES, ["o"])
     assert query(database_url, SESSIONS) != broken
+
+
+async def test_who_waits_for_a_connection_is_served_before_who_comes_later(database: Database) -> None:
+    """asyncpg gives a connection that has just come back to whoever asks first, also if others wait for it."""
+    served: list[int] = []
+
+    async def read(number: int) -> None:
+        async with database.connection() as connection:
+            served.append(number)
+            await connection.fetch(LIST_LAST_CHANGES, ["o"])
+
+    async with asyncio.TaskGroup() as group, AsyncExitStack() as held:
+        for _ in range(database.pool.get_max_size()):
+            await held.enter_async_context(database.connection())
+        for number in range(20):
+            group.create_task(read(number))
+        await asyncio.sleep(0)
+        await held.aclose()
+        await read(20)
+    assert served == list(range(21))
