@@ -43,6 +43,9 @@ class Record:
         self.refusals: list[Refusal] = []
         self.surprises: list[str] = []
 
+    def count(self) -> int:
+        return sum(map(len, self.calls.values()))
+
     def answered_after(self, moment: float) -> float | None:
         """When the first write that began after the moment got its verdict."""
         ended = [
