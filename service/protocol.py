@@ -6,6 +6,7 @@ request would cost every one of them.
 
 import asyncio
 from collections.abc import Iterable, Mapping
+from functools import partial
 from math import inf
 from time import monotonic
 from typing import Any, Literal
@@ -151,13 +152,13 @@ class Protocol(HttpToolsProtocol):
                 self._start_asgi_task(*self.pipeline.pop())
 
     def phase(self) -> Phase:
-        if self._refused:
+        if self._refused and not self._owes_answer():
             return "refused"
         if self.transport.get_write_buffer_size():
             return "writing"
-        if self._reading == "body":
+        if self._reading == "body" and not self.pipeline:
             return "body"
-        if self.cycle and not self.cycle.response_complete:
+        if self._owes_answer():
             return "busy"
         return "head" if self._reading == "head" or not self._messages else "idle"
 
@@ -180,15 +181,34 @@ class Protocol(HttpToolsProtocol):
         """Whether the message that is read may still be answered."""
         return not self.cycle.response_started
 
+    def _owes_answer(self) -> bool:
+        return bool(self.cycle and not (self.cycle.response_complete or self.cycle.disconnected))
+
     def _refuse(self, error: ProblemError) -> None:
-        """The last answer of the connection. What still comes is read for a while and thrown away, so that
-        the client can read the answer (RFC 9112, section 9.6)."""
+        """Nothing is read any more; what is owed to requests before is answered, in their order."""
         self._refused = True
         REFUSALS.labels(error.problem.code).inc()
-        if self.cycle and not self.cycle.response_complete:
-            if self._reading != "body" or self.cycle.response_started:  # it is another request's
-                self.cycle.keep_alive = False
-                return
+        if self._reading == "body" and self.is_unanswered():
+            if self.pipeline:  # of which it is the last
+                self.pipeline[0] = self.cycle, partial(self._refuse_in_turn, error)
+                self._reading = None
+            else:
+                self._end(error)
+        elif self._owes_answer():  # to another request, or the answer has begun
+            self.cycle.keep_alive = False
+        elif self._reading == "body":  # the answer came before its end
+            self.transport.write_eof()
+        else:
+            self._end(error)
+
+    async def _refuse_in_turn(self, error: ProblemError, _scope: Any, _receive: Any, _send: Any) -> None:
+        """In place of the application."""
+        self._end(error)
+
+    def _end(self, error: ProblemError) -> None:
+        """The last answer of the connection. What still comes is read for a while and thrown away, so that
+        the client can read the answer (RFC 9112, section 9.6)."""
+        if self.cycle:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self.answer(problem_response(error), new_id(), closes=True)

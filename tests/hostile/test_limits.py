@@ -1,5 +1,6 @@
 """Clients that are too slow, too many, or send too much of what is no body."""
 
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -8,10 +9,11 @@ from pathlib import Path
 
 import msgspec
 import psutil
+import psycopg
 import pytest
 
 from tests.databases import new_database
-from tests.http.requests import assert_accepted, post
+from tests.http.requests import assert_accepted, payload, post
 from tests.processes import ServiceProcess, running_service, wait_until
 
 LIMITS = {
@@ -28,6 +30,7 @@ LIMITS = {
 SLACK_SECONDS = 3  # the limits are looked at twice a second, on a machine that others use too
 GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n"
 POST = b"POST /api/appointments HTTP/1.1\r\nHost: x\r\n"
+STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +109,26 @@ def test_the_rest_of_a_body_that_was_refused_is_not_waited_for(limited: ServiceP
         connection.sendall(POST + b"Content-Type: text/plain\r\nContent-Length: 500\r\n\r\n{")
         answer = read_all(connection)
         assert answer.startswith(b"HTTP/1.1 415 ")
+
+
+@pytest.mark.parametrize(
+    ("later", "rest", "answers"),
+    [(b"\0\r\n", b"", [b"200"]), (POST + b"Content-Length: 2\r\n\r\n", b"{}", [b"200", b"400"])],
+    ids=["what follows is no request", "what follows has not come yet"],
+)
+def test_who_waits_for_an_answer_gets_it_whatever_has_followed(
+    limited: ServiceProcess, organisation: str, later: bytes, rest: bytes, answers: list[bytes]
+) -> None:
+    """Also if it comes after the time that the rest would have had."""
+    body = msgspec.json.encode(payload(organisation))
+    with psycopg.connect(limited.database_url) as session, limited.connect() as connection:
+        session.execute("lock table appointments in exclusive mode")
+        connection.sendall(POST + b"Content-Length: %d\r\n\r\n%s" % (len(body), body) + later)
+        time.sleep(2.5)  # a body may take one second, a refused client lingers for half of one
+        session.rollback()
+        connection.sendall(rest)
+        answer = read_all(connection)
+    assert STATUS.findall(answer) == answers, answer
 
 
 def test_a_connection_that_rests_is_closed(limited: ServiceProcess) -> None:

@@ -8,7 +8,7 @@ from random import Random
 import msgspec
 import pytest
 
-from tests.hostile.test_limits import assert_refused, read_all
+from tests.hostile.test_limits import STATUS, assert_refused, read_all
 from tests.http.requests import listed, payload
 from tests.processes import ServiceProcess, wait_until
 
@@ -20,7 +20,6 @@ LENGTH = b"Content-Length: %d\r\n" % len(BODY)
 POST = b"POST /api/appointments HTTP/1.1\r\n" + HOST
 GET = b"GET /livez HTTP/1.1\r\n" + HOST
 BYTE_BY_BYTE = b"".join(b"1\r\n%c\r\n" % byte for byte in BODY)
-STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 
 REFUSED = {
     "a chunk's size that is no number": POST + CHUNKED + b"\r\nxyz\r\n{}\r\n0\r\n\r\n",
@@ -118,6 +117,27 @@ def test_garbage_after_a_request_does_not_keep_its_answer_back(service: ServiceP
     assert [row["externalId"] for row in listed(service.client, organisation)] == ["a-1"]
 
 
+@pytest.mark.parametrize("writes", [1, 2, 5])
+def test_what_goes_wrong_in_a_later_request_is_said_after_the_answers_before(
+    service: ServiceProcess, organisation: str, writes: int
+) -> None:
+    with service.connect() as connection:
+        connection.sendall(distinct_writes(organisation, writes) + POST + CHUNKED + b"\r\nxyz\r\n")
+        answer = read_all(connection)
+    assert STATUS.findall(answer) == [b"200"] * writes + [b"400"], answer
+    assert_refused(answer[answer.rindex(b"HTTP/1.1 400") :], 400, "INVALID_HTTP")
+    assert len(listed(service.client, organisation)) == writes
+
+
+def test_a_request_that_is_answered_before_it_goes_wrong_gets_one_answer(service: ServiceProcess) -> None:
+    with service.connect() as connection:
+        connection.sendall(POST + b"Content-Type: text/plain\r\n" + CHUNKED + b"\r\n")
+        answer = connection.recv(65_536)
+        connection.sendall(b"xyz\r\n")
+        answer += read_all(connection)
+    assert STATUS.findall(answer) == [b"415"], answer
+
+
 def test_a_client_that_sends_all_and_closes_its_side_gets_its_answer(
     service: ServiceProcess, organisation: str
 ) -> None:
@@ -146,18 +166,23 @@ def test_a_client_that_is_gone_in_the_middle_leaves_nothing_behind(
 
 
 def test_writes_that_come_all_at_once_are_answered_in_order(service: ServiceProcess, organisation: str) -> None:
-    requests = []
-    for number in range(300):
-        hour = f"2020-10-{number // 24 + 1:02d} {number % 24:02d}"
-        body = msgspec.json.encode(payload(organisation, id=f"{number}", start=f"{hour}:00", end=f"{hour}:30"))
-        identity = b"X-Request-Id: r%d\r\n" % number
-        requests.append(POST + identity + b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
     with service.connect() as connection:
-        connection.sendall(b"".join(requests) + GET + CLOSE + b"\r\n")
+        connection.sendall(distinct_writes(organisation, 300) + GET + CLOSE + b"\r\n")
         answer = read_all(connection)
     assert STATUS.findall(answer) == [b"200"] * 301
     assert re.findall(rb"x-request-id: r(\d+)\r", answer) == [b"%d" % number for number in range(300)]
     assert len(listed(service.client, organisation)) == 300
+
+
+def distinct_writes(organisation: str, amount: int) -> bytes:
+    """Of appointments with an hour each, their numbers for a request id."""
+    requests = []
+    for number in range(amount):
+        hour = f"2020-10-{number // 24 + 1:02d} {number % 24:02d}"
+        body = msgspec.json.encode(payload(organisation, id=f"{number}", start=f"{hour}:00", end=f"{hour}:30"))
+        identity = b"X-Request-Id: r%d\r\n" % number
+        requests.append(POST + identity + b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+    return b"".join(requests)
 
 
 @pytest.mark.parametrize("seed", range(20))
