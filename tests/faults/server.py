@@ -76,8 +76,14 @@ def running_server(directory: Path, *options: str, data_directory: Path | None =
     """With empty data; `options` as on the command line of PostgreSQL."""
     place = prepared(data_directory or directory)
     initialise(place, unprivileged_account())
-    server = Server(place, *options)
-    server.start()
+    with served_by(Server(place, *options)) as server:
+        server.start()
+        yield server
+
+
+@contextmanager
+def served_by(server: Server) -> Iterator[Server]:
+    """Nothing is left of it in the end, whether it was started or not."""
     try:
         yield server
     finally:

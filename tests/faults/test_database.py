@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psycopg
@@ -16,10 +17,11 @@ from service.embedded import BINARIES
 from tests.databases import query
 from tests.faults.outage import assert_back, away, under_load
 from tests.faults.proxy import line_to
-from tests.faults.server import Server, fill, prepared, running_server, small_disk
+from tests.faults.server import Server, fill, prepared, running_server, served_by, small_disk
 from tests.processes import ServiceProcess, running_service
 
-END_SESSIONS = "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'appointments'"
+END_SESSIONS = "select pg_terminate_backend(pid, 5000) from pg_stat_activity where application_name = 'appointments'"
+CONNECTIONS = 12
 
 
 @pytest.fixture
@@ -96,26 +98,25 @@ def test_a_full_disk(tmp_path: Path) -> None:
 
 
 def test_a_fail_over_to_a_replica_that_takes_no_writes_before_it_is_promoted(server: Server, tmp_path: Path) -> None:
-    replica = copy_of(server, tmp_path / "replica")
-    with line_to(f"{server.sockets}/.s.PGSQL.5432") as line:
+    with (
+        served_by(copy_of(server, tmp_path / "replica")) as replica,
+        line_to(f"{server.sockets}/.s.PGSQL.5432") as line,
+    ):
         url = f"postgresql://postgres@127.0.0.1:{line.port}/postgres"
         with running_service(tmp_path / "service", DATABASE_URL=url) as service:
             replica.start()
-            try:
-                with under_load(service, database_url=replica.url) as record:
-                    line.target = f"{replica.sockets}/.s.PGSQL.5432"
-                    server.stop()  # fast, so all that was acknowledged has reached the replica
-                    time.sleep(1.5)
-                    assert record.refusals
-                    assert service.client.get("/api/appointments").status_code == 200
-                    subprocess.run(
-                        [str(BINARIES / "psql"), replica.url, "-qc", "select pg_promote()"],
-                        check=True,
-                        stdout=subprocess.DEVNULL,
-                    )
-                    assert_back(record, time.monotonic())
-            finally:
-                replica.stop()
+            with under_load(service, database_url=replica.url) as record:
+                line.target = f"{replica.sockets}/.s.PGSQL.5432"
+                server.stop()  # fast, so all that was acknowledged has reached the replica
+                time.sleep(1.5)
+                assert record.refusals
+                assert service.client.get("/api/appointments").status_code == 200
+                subprocess.run(
+                    [str(BINARIES / "psql"), replica.url, "-qc", "select pg_promote()"],
+                    check=True,
+                    stdout=subprocess.DEVNULL,
+                )
+                assert_back(record, time.monotonic())
 
 
 def copy_of(server: Server, directory: Path) -> Server:
@@ -138,9 +139,8 @@ def copy_of(server: Server, directory: Path) -> Server:
 
 
 def test_connections_that_others_hold(tmp_path: Path) -> None:
-    with running_server(
-        tmp_path / "server", "-c", "max_connections=12", "-c", "superuser_reserved_connections=1"
-    ) as server:
+    options = ["-c", f"max_connections={CONNECTIONS}", "-c", "superuser_reserved_connections=0"]
+    with running_server(tmp_path / "server", *options) as server:
         schema.migrate(server.url)
         query(server.url, "create role other login")
         query(server.url, "grant connect on database postgres to other")
@@ -148,8 +148,10 @@ def test_connections_that_others_hold(tmp_path: Path) -> None:
             running_service(tmp_path / "service", DATABASE_URL=server.url) as service,
             under_load(service, database_url=server.url) as record,
         ):
+            service.process.send_signal(signal.SIGSTOP)  # or it would be back before the others are there
             query(server.url, END_SESSIONS)
-            held = hold_all(server)
+            held = hold(server, CONNECTIONS)
+            service.process.send_signal(signal.SIGCONT)
             time.sleep(1.5)
             for session in held:
                 session.close()
@@ -157,13 +159,12 @@ def test_connections_that_others_hold(tmp_path: Path) -> None:
             assert record.refusals
 
 
-def hold_all(server: Server) -> list[psycopg.Connection[tuple[object, ...]]]:
-    held = []
-    while True:
-        try:
+def hold(server: Server, amount: int) -> list[psycopg.Connection[tuple[object, ...]]]:
+    held: list[psycopg.Connection[tuple[object, ...]]] = []
+    while len(held) < amount:
+        with suppress(psycopg.OperationalError):  # one that has just ended may still have its place
             held.append(psycopg.connect(server.url.replace("postgres@", "other@")))
-        except psycopg.OperationalError:
-            return held
+    return held
 
 
 def test_tables_that_a_migration_locks_for_seconds(server: Server, service: ServiceProcess) -> None:
