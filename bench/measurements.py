@@ -26,7 +26,7 @@ class Measurement(NamedTuple):
         return f"{self.contender}: {self.work} {self.amount:g}"
 
 
-SETTLE_SECONDS = 0.1
+SETTLE_SECONDS, SLOW_SETTLE_SECONDS = 0.2, 0.5
 BUSY = "select from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid() and state <> 'idle'"
 HOT_ORGANISATIONS = 5
 ORGANISATIONS = {"new": 1000, "one": 1, "hot": HOT_ORGANISATIONS, "storm": 1, "batch": 100}
@@ -131,7 +131,7 @@ def offer(contender: Contender, rate: float, seconds: float) -> Figures:
 def flood(contender: Contender, times: float, seconds: float) -> Figures:
     """`rate`, `p99` and so on are of those accepted; `growth` of the process, in MB."""
     capacity = wrk.load(contender.url, "new", seconds, SLOW_ROOM).rate
-    before, was = settled(contender.database_url), contender.memory_mb()
+    before, was = settled(contender.database_url, SLOW_SETTLE_SECONDS), contender.memory_mb()
     found = open_loop.load(contender.url, times * capacity, seconds, FLOOD_CONNECTIONS)
     growth = contender.memory_mb() - was
     assert found.lost == 0, found
@@ -192,11 +192,11 @@ def stream(contender: Contender, rows: int) -> Figures:
     return {"rate": rows / seconds, "growth_mb": peak - before}
 
 
-def settled(database_url: str) -> int:
-    """As `accepted`, once what wrk has left behind is through."""
+def settled(database_url: str, seconds: float = SETTLE_SECONDS) -> int:
+    """As `accepted`, once what wrk has left behind is through: longer than a commit takes nothing has come."""
     count, before = accepted(database_url), -1
     while count != before or query(database_url, BUSY):
-        time.sleep(SETTLE_SECONDS)
+        time.sleep(seconds)
         count, before = accepted(database_url), count
     return count
 
