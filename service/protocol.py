@@ -58,6 +58,11 @@ class Joined:
         self.flush()
         self._transport.close()
 
+    def write_eof(self) -> None:
+        self.flush()
+        if not self.is_closing():
+            self._transport.write_eof()
+
     def flush(self) -> None:
         if self._pieces:
             if not self.is_closing():  # by a client that reset it, of which the protocol may not know yet

@@ -1,5 +1,6 @@
 """Bytes that no well-behaved client sends. Whatever the answer is, it is one, and the service serves on."""
 
+import asyncio
 import re
 import socket
 import struct
@@ -7,7 +8,9 @@ from random import Random
 
 import msgspec
 import pytest
+import uvloop
 
+from service.protocol import Joined
 from tests.hostile.test_limits import STATUS, assert_refused, read_all
 from tests.http.requests import listed, payload
 from tests.processes import ServiceProcess, wait_until
@@ -183,6 +186,23 @@ def distinct_writes(organisation: str, amount: int) -> bytes:
         identity = b"X-Request-Id: r%d\r\n" % number
         requests.append(POST + identity + b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
     return b"".join(requests)
+
+
+def test_the_end_of_what_is_gone_already_is_no_error() -> None:
+    """A client may reset the connection between the choice of its last answer and the answer."""
+
+    async def scenario() -> None:
+        ours, theirs = socket.socketpair()
+        transport, _ = await asyncio.get_running_loop().connect_accepted_socket(asyncio.Protocol, ours)
+        joined = Joined(transport)
+        transport.abort()
+        await asyncio.sleep(0.05)
+        joined.write(b"late")
+        joined.write_eof()
+        theirs.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(scenario())
 
 
 @pytest.mark.parametrize("seed", range(20))
