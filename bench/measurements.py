@@ -26,7 +26,7 @@ class Measurement(NamedTuple):
         return f"{self.contender}: {self.work} {self.amount:g}"
 
 
-SETTLE_SECONDS, SLOW_SETTLE_SECONDS = 0.2, 0.5
+SETTLE_SECONDS = 0.3  # longer than any commit takes
 BUSY = "select from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid() and state <> 'idle'"
 HOT_ORGANISATIONS = 5
 ORGANISATIONS = {"new": 1000, "one": 1, "hot": HOT_ORGANISATIONS, "storm": 1, "batch": 100}
@@ -54,6 +54,7 @@ def measure(stage: Stage, measurement: Measurement, base_rate: float) -> Figures
     if name.startswith("table "):
         as_filled(contender.database_url)
         wrk.load(contender.url, "new", WARM_UP_SECONDS, 64)  # the others have pushed it out of the caches meanwhile
+        settled(contender.database_url)
     else:
         empty(contender.database_url)
     if work == "open":
@@ -94,7 +95,7 @@ def as_filled(database_url: str) -> None:
 
 
 def write(contender: Contender, work: str, connections: int, seconds: float) -> Figures:
-    before = settled(contender.database_url)
+    before = accepted(contender.database_url)
     statuses = contender.statuses() if work == "storm" else {}
     kind, items, target = "new", 1, wrk.POST_TARGET
     if work == "storm":
@@ -131,7 +132,7 @@ def offer(contender: Contender, rate: float, seconds: float) -> Figures:
 def flood(contender: Contender, times: float, seconds: float) -> Figures:
     """`rate`, `p99` and so on are of those accepted; `growth` of the process, in MB."""
     capacity = wrk.load(contender.url, "new", seconds, SLOW_ROOM).rate
-    before, was = settled(contender.database_url, SLOW_SETTLE_SECONDS), contender.memory_mb()
+    before, was = settled(contender.database_url), contender.memory_mb()
     found = open_loop.load(contender.url, times * capacity, seconds, FLOOD_CONNECTIONS)
     growth = contender.memory_mb() - was
     assert found.lost == 0, found
@@ -144,7 +145,7 @@ def flood(contender: Contender, times: float, seconds: float) -> Figures:
 
 def crowd(contender: Contender, connections: int) -> Figures:
     """Of so many that some are refused, and come again at once; `rate` is that of those accepted."""
-    before = settled(contender.database_url)
+    before = accepted(contender.database_url)
     load = wrk.load(contender.url, "new", CROWD_SECONDS, connections)
     assert load.lost == 0, load
     taken = load.answers - load.refused
@@ -192,11 +193,11 @@ def stream(contender: Contender, rows: int) -> Figures:
     return {"rate": rows / seconds, "growth_mb": peak - before}
 
 
-def settled(database_url: str, seconds: float = SETTLE_SECONDS) -> int:
-    """As `accepted`, once what wrk has left behind is through: longer than a commit takes nothing has come."""
+def settled(database_url: str) -> int:
+    """As `accepted`, once what wrk has left behind is through."""
     count, before = accepted(database_url), -1
     while count != before or query(database_url, BUSY):
-        time.sleep(seconds)
+        time.sleep(SETTLE_SECONDS)
         count, before = accepted(database_url), count
     return count
 

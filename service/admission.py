@@ -57,7 +57,7 @@ class AdmittingProtocol(Protocol):
             self.url == WRITES_URL
             and self.parser.get_method() == b"POST"
             and not (self.expect_100_continue or self.parser.should_upgrade())
-            and (self.cycle is None or self.cycle.response_complete)  # or its turn has not come
+            and not self._owes_answer()  # or its turn has not come
             and not self.app_state["writer"].admits()
             and header(self.scope, b"origin") is None  # type: ignore[arg-type]  # a page can read only what has gone through Cors
         )

@@ -1,14 +1,10 @@
 """uvicorn's HTTP protocol, with limits, made to write an answer in one piece and to ignore `Upgrade`.
 
-Limits of time are looked at from outside (`expire_slow`), for all connections at once: a timer for each
-request would cost every one of them.
+Limits of time are kept from outside (service/expiry.py).
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping
 from functools import partial
-from math import inf
-from time import monotonic
 from typing import Any, Literal
 
 import httptools
@@ -18,7 +14,6 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from service.metrics import REFUSALS
 from service.observe import new_id
 from service.problems import ProblemError, problem_response
-from service.settings import Settings
 
 Phase = Literal["head", "body", "busy", "writing", "idle", "refused"]
 Progress = tuple[int, Phase]  # of which message
@@ -187,6 +182,7 @@ class Protocol(HttpToolsProtocol):
         return not self.cycle.response_started
 
     def _owes_answer(self) -> bool:
+        """Whether an answer is still to come, or its end; those of a connection come in order."""
         return bool(self.cycle and not (self.cycle.response_complete or self.cycle.disconnected))
 
     def _refuse(self, error: ProblemError) -> None:
@@ -196,7 +192,6 @@ class Protocol(HttpToolsProtocol):
         if self._reading == "body" and self.is_unanswered():
             if self.pipeline:  # of which it is the last
                 self.pipeline[0] = self.cycle, partial(self._refuse_in_turn, error)
-                self._reading = None
             else:
                 self._end(error)
         elif self._owes_answer():  # to another request, or the answer has begun
@@ -235,38 +230,3 @@ class Protocol(HttpToolsProtocol):
         method, version = self.parser.get_method(), self.parser.get_http_version().encode()
         headers = [b"%s: %s\r\n" % header for header in self.scope["headers"] if header[0] != b"upgrade"]
         return b"%s %s HTTP/%s\r\n%s\r\n" % (method, self.url, version, b"".join(headers))
-
-
-def limits(settings: Settings) -> Mapping[str, float]:
-    """How many seconds a connection may be in a phase; as long as it likes in those that are missing."""
-    return {
-        "refused": settings.linger_ms_max / 1e3,
-        "head": settings.header_ms_max / 1e3,
-        "body": settings.body_ms_max / 1e3,
-        "writing": settings.stream_ms_max / 1e3,
-        "idle": settings.keep_alive_ms_max / 1e3,
-    }
-
-
-def expire_slow(connections: Iterable[Protocol], seconds_max: Mapping[str, float]) -> None:
-    """To be called again and again; a limit is exceeded by the time between two calls at most."""
-    now = monotonic()
-    for connection in list(connections):
-        progress = connection.progress()
-        _, phase = progress
-        if progress != connection.noted:
-            connection.noted, connection.noted_at = progress, now
-        elif now - connection.noted_at > seconds_max.get(phase, inf):
-            connection.expire(phase)
-
-
-def cut_unread(connections: Iterable[Protocol], bytes_max: int) -> None:
-    """Cuts off those who leave the most unread, until what waits for its readers is no more than that."""
-    unread = {connection: connection.transport.get_write_buffer_size() for connection in connections}
-    excess = sum(unread.values()) - bytes_max
-    for connection in sorted(unread, key=lambda each: unread[each], reverse=True):
-        if excess <= 0:
-            break
-        excess -= unread[connection]
-        REFUSALS.labels("OVERLOADED").inc()
-        connection.transport.abort()

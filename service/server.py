@@ -17,7 +17,7 @@ import uvicorn
 from service.admission import AdmittingProtocol
 from service.app import create_app
 from service.database import open_database
-from service.protocol import cut_unread, expire_slow, limits
+from service.expiry import cut_unread, expire_slow, limits
 from service.settings import Settings, StartError
 
 log = structlog.get_logger()

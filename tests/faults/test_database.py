@@ -18,7 +18,7 @@ from tests.databases import query
 from tests.faults.outage import assert_back, away, under_load
 from tests.faults.proxy import line_to
 from tests.faults.server import Server, fill, prepared, running_server, served_by, small_disk
-from tests.processes import ServiceProcess, running_service
+from tests.processes import ServiceProcess, running_service, wait_until
 
 END_SESSIONS = "select pg_terminate_backend(pid, 5000) from pg_stat_activity where application_name = 'appointments'"
 CONNECTIONS = 12
@@ -161,9 +161,13 @@ def test_connections_that_others_hold(tmp_path: Path) -> None:
 
 def hold(server: Server, amount: int) -> list[psycopg.Connection[tuple[object, ...]]]:
     held: list[psycopg.Connection[tuple[object, ...]]] = []
-    while len(held) < amount:
+
+    def are_held() -> bool:
         with suppress(psycopg.OperationalError):  # one that has just ended may still have its place
             held.append(psycopg.connect(server.url.replace("postgres@", "other@")))
+        return len(held) == amount
+
+    wait_until(are_held)
     return held
 
 

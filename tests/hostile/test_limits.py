@@ -58,6 +58,11 @@ def read_all(connection: socket.socket) -> bytes:
     return received
 
 
+def write_of(organisation: str, headers: bytes = b"", **changes: str) -> bytes:
+    body = msgspec.json.encode(payload(organisation, **changes))
+    return POST + headers + b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+
+
 def assert_refused(answer: bytes, status: int, code: str) -> None:
     """A whole problem document, and the end of the connection."""
     head, _, body = answer.partition(b"\r\n\r\n")
@@ -120,10 +125,9 @@ def test_who_waits_for_an_answer_gets_it_whatever_has_followed(
     limited: ServiceProcess, organisation: str, later: bytes, rest: bytes, answers: list[bytes]
 ) -> None:
     """Also if it comes after the time that the rest would have had."""
-    body = msgspec.json.encode(payload(organisation))
     with psycopg.connect(limited.database_url) as session, limited.connect() as connection:
         session.execute("lock table appointments in exclusive mode")
-        connection.sendall(POST + b"Content-Length: %d\r\n\r\n%s" % (len(body), body) + later)
+        connection.sendall(write_of(organisation) + later)
         time.sleep(2.5)  # a body may take one second, a refused client lingers for half of one
         session.rollback()
         connection.sendall(rest)

@@ -6,13 +6,12 @@ import socket
 import struct
 from random import Random
 
-import msgspec
 import pytest
 import uvloop
 
 from service.protocol import Joined
-from tests.hostile.test_limits import STATUS, assert_refused, read_all
-from tests.http.requests import listed, payload
+from tests.hostile.test_limits import STATUS, assert_refused, read_all, write_of
+from tests.http.requests import listed
 from tests.processes import ServiceProcess, wait_until
 
 HOST = b"Host: x\r\n"
@@ -111,10 +110,8 @@ def test_what_is_unusual_is_answered(service: ServiceProcess, request_: bytes, s
 
 
 def test_garbage_after_a_request_does_not_keep_its_answer_back(service: ServiceProcess, organisation: str) -> None:
-    body = msgspec.json.encode(payload(organisation))
-    write = POST + b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
     with service.connect() as connection:
-        connection.sendall(write + b"\x00garbage\r\n\r\n")
+        connection.sendall(write_of(organisation) + b"\x00garbage\r\n\r\n")
         answer = read_all(connection)
     assert STATUS.findall(answer)[0] == b"200", answer
     assert [row["externalId"] for row in listed(service.client, organisation)] == ["a-1"]
@@ -144,9 +141,8 @@ def test_a_request_that_is_answered_before_it_goes_wrong_gets_one_answer(service
 def test_a_client_that_sends_all_and_closes_its_side_gets_its_answer(
     service: ServiceProcess, organisation: str
 ) -> None:
-    body = msgspec.json.encode(payload(organisation))
     with service.connect() as connection:
-        connection.sendall(POST + CLOSE + b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+        connection.sendall(write_of(organisation, CLOSE))
         connection.shutdown(socket.SHUT_WR)
         answer = read_all(connection)
     assert STATUS.findall(answer) in ([b"200"], [])  # a half that is closed may stand for one that is gone
@@ -157,8 +153,7 @@ def test_a_client_that_sends_all_and_closes_its_side_gets_its_answer(
 def test_a_client_that_is_gone_in_the_middle_leaves_nothing_behind(
     service: ServiceProcess, organisation: str, end: int
 ) -> None:
-    body = msgspec.json.encode(payload(organisation))
-    write = POST + b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+    write = write_of(organisation)
     assert len(write) > 240
     with service.connect() as connection:
         connection.sendall(write[:end])
@@ -182,9 +177,8 @@ def distinct_writes(organisation: str, amount: int) -> bytes:
     requests = []
     for number in range(amount):
         hour = f"2020-10-{number // 24 + 1:02d} {number % 24:02d}"
-        body = msgspec.json.encode(payload(organisation, id=f"{number}", start=f"{hour}:00", end=f"{hour}:30"))
-        identity = b"X-Request-Id: r%d\r\n" % number
-        requests.append(POST + identity + b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+        times = {"start": f"{hour}:00", "end": f"{hour}:30"}
+        requests.append(write_of(organisation, b"X-Request-Id: r%d\r\n" % number, id=f"{number}", **times))
     return b"".join(requests)
 
 
