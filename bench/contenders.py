@@ -15,8 +15,8 @@ from urllib.error import HTTPError
 import psutil
 
 from service import ROOT
-from service.server import listening
 from service.settings import Settings
+from service.web.server import listening
 from tests.databases import new_database
 
 START_SECONDS_MAX = 60

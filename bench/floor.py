@@ -9,8 +9,8 @@ from pathlib import Path
 
 import psycopg
 
-from service.embedded import BINARIES
-from service.statements import LIST_APPOINTMENTS, UPSERT_APPOINTMENT, Statement
+from service.database.embedded import BINARIES
+from service.database.statements import LIST_APPOINTMENTS, UPSERT_APPOINTMENT, Statement
 
 # New appointments that overlap nothing: each client has days of its own. pgbench knows numbers only,
 # so an organisation is one, and a day is written as 20001231.

@@ -17,7 +17,7 @@ from matplotlib import pyplot
 from bench.measurements import Measurement
 from bench.sizes import Size
 from bench.targets import Round, Target
-from service.embedded import BINARIES
+from service.database.embedded import BINARIES
 
 mpl.use("svg")
 mpl.rcParams |= {"svg.hashsalt": "bench", "axes.grid": True, "grid.alpha": 0.3, "figure.figsize": (7, 4)}

@@ -14,7 +14,7 @@ import psycopg
 from bench import contenders, wrk
 from bench.contenders import Contender
 from bench.sizes import Size
-from service import embedded
+from service.database import embedded
 from tests.databases import migrated_template, new_database, query
 
 ORGANISATIONS = 1000

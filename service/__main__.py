@@ -11,12 +11,16 @@ from socket import socket
 import structlog
 from msgspec.structs import replace
 
-from service import embedded, logs, schema
-from service.keys import check_keys
-from service.server import check_database, listening, run
-from service.settings import Settings, StartError, read_settings
-from service.transfer import export_lines, import_lines
-from service.workers import supervise
+from service import logs
+from service.access.key_settings import check_key_settings
+from service.app import create_app
+from service.database import embedded, schema
+from service.database.pool import check_database
+from service.import_export import export_lines, import_lines
+from service.problems import StartError
+from service.settings import Settings, read_settings
+from service.web.server import listening, run
+from service.web.workers import run_workers
 
 log = structlog.get_logger()
 
@@ -24,8 +28,8 @@ Embedded = Callable[[], AbstractContextManager[str]]
 
 
 def main() -> int:
-    """0 after a clean end, 1 if the command failed or something was refused, 2 if it was misspelt."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does, with clean-up
+    """The exit status: 0 on success, 1 if the command failed or a line was refused, 2 for wrong usage."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends with clean-up, like Ctrl-C
     arguments = parser().parse_args()
     try:
         settings = read_settings()
@@ -37,7 +41,7 @@ def main() -> int:
             url = arguments.url or settings.url()
             export_lines(url, settings.auth_token, arguments.org, arguments.as_of, include_cancelled=whole)
         elif arguments.command == "serve":
-            check_keys(settings)
+            check_key_settings(settings)
             with listening(settings) as listener, database_url(settings, embedded.running) as url:
                 migrate(settings, url)
                 serve(replace(settings, database_url=url, port=listener.getsockname()[1]), listener)
@@ -64,11 +68,9 @@ def rollback(settings: Settings, url: str) -> list[str]:
 
 def serve(settings: Settings, listener: socket) -> None:
     if not settings.authenticates():
-        log.warning(
-            "open", detail="Whoever reaches the service may read and write everything; AUTH_... settings restrict it."
-        )
+        log.warning("open", detail="Access is not restricted; the AUTH_... settings switch authentication on.")
     asyncio.run(check_database(settings))
-    (run if settings.workers == 1 else supervise)(settings, listener)
+    (run if settings.workers == 1 else run_workers)(create_app, settings, listener)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -79,18 +81,18 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("serve", help="apply the migrations and serve until Ctrl-C or SIGTERM")
-    commands.add_parser("migrate", help="apply the migrations that are missing")
-    commands.add_parser("rollback", help="take back the latest migration")
+    commands.add_parser("migrate", help="apply the pending migrations")
+    commands.add_parser("rollback", help="roll back the latest migration")
     receive = commands.add_parser("import", help="send a file of appointments to a running service")
     receive.add_argument(
-        "file", metavar="FILE", help="a body of POST, or a line of an export, a line; -: standard input"
+        "file", metavar="FILE", help="one body of POST, or one line of an export, a line; -: standard input"
     )
     give = commands.add_parser("export", help="write the appointments of an organisation, one a line")
     give.add_argument("--org", default="", help="the organisation")
-    give.add_argument("--as-of", default="", metavar="INSTANT", help="as they were recorded at that instant")
-    give.add_argument("--include-cancelled", action="store_true", help="cancelled ones too")
+    give.add_argument("--as-of", default="", metavar="INSTANT", help="the state as it was recorded at that instant")
+    give.add_argument("--include-cancelled", action="store_true", help="cancelled appointments too")
     for command in (receive, give):
-        command.add_argument("--url", help="of the service; http://HOST:PORT of the settings if missing")
+        command.add_argument("--url", help="the URL of the service; http://HOST:PORT of the settings if missing")
     return top
 
 

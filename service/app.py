@@ -1,84 +1,108 @@
-"""The application, put together."""
+"""The application, put together: routes, state and lifespan."""
 
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import msgspec
 import structlog
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
-from service import VERSION, docs, handlers, reads
-from service.body import Bodies
-from service.cors import Cors
-from service.database import open_database
-from service.endpoint import Endpoint, StaticRouter
-from service.linger import Linger
-from service.metrics import sampled
-from service.observe import Observe
-from service.readiness import Shutdown, draining
+from service import VERSION, metrics
+from service.access.tokens import open_tokens
+from service.contract import body
+from service.database.pool import open_database
+from service.reading import handlers as reading
+from service.reading.change_poller import open_change_poller
+from service.reading.state import ReadingState
 from service.settings import Settings
-from service.state import State
-from service.tokens import open_guard
-from service.waiters import open_waiters
-from service.writer import open_writer
+from service.supervisor import supervised
+from service.web import docs, probes
+from service.web.connection import Connection
+from service.web.cors import Cors
+from service.web.deadlines import keep_deadlines
+from service.web.endpoint import BodyRoom, Endpoint, not_found
+from service.web.request_context import RequestContext
+from service.web.shutdown import Shutdown, draining
+from service.web.state import WebState
+from service.writing import handlers as writing
+from service.writing.writer import open_writer
 
+APPOINTMENTS = "/api/appointments"
+STREAM_CONNECTIONS_MAX = 4  # lists of more than 1,000 rows in progress
 STREAM_SLACK_MS = 1_000  # the service cuts a stream before the database does
 
 log = structlog.get_logger()
 
 
+class State(WebState, ReadingState, writing.WritingState):
+    pass
+
+
 def routes(settings: Settings) -> list[Route]:
     return [
-        Route("/api/appointments", Endpoint(reads.list_appointments, handlers.post_appointment)),
-        Route("/api/appointments/batch", Endpoint(post=handlers.post_batch)),
-        Route("/api/appointments/versions", Endpoint(reads.list_versions)),
-        Route("/api/appointments/changes", Endpoint(reads.list_changes)),
-        Route("/api/appointments.ics", Endpoint(reads.calendar)),
-        Route("/api/availability", Endpoint(reads.list_availability)),
-        Route("/livez", Endpoint(handlers.livez, guarded=False)),
-        Route("/readyz", Endpoint(handlers.readyz, guarded=False)),
-        Route("/metrics", Endpoint(handlers.metrics, guarded=not settings.metrics_open)),
+        Route(APPOINTMENTS, Endpoint(reading.list_appointments, (writing.post_appointment, body.APPOINTMENT))),
+        Route("/api/appointments/batch", Endpoint(post=(writing.post_batch, body.BATCH))),
+        Route("/api/appointments/versions", Endpoint(reading.list_versions)),
+        Route("/api/appointments/changes", Endpoint(reading.list_changes)),
+        Route("/api/appointments.ics", Endpoint(reading.calendar)),
+        Route("/api/availability", Endpoint(reading.list_availability)),
+        Route("/livez", Endpoint(probes.livez, guarded=False)),
+        Route("/readyz", Endpoint(probes.readyz, guarded=False)),
+        Route("/metrics", Endpoint(probes.metrics, guarded=not settings.metrics_open)),
         *docs.routes(guarded=not settings.docs_open),
     ]
 
 
 def create_app(settings: Settings) -> ASGIApp:
-    @asynccontextmanager
-    async def lifespan(_: Router) -> AsyncIterator[State]:
-        shutdown = Shutdown()
-        # The probe has a connection of its own: a busy pool is no reason to be taken out of service.
-        alone = msgspec.structs.replace(settings, pool_connections_max=1)
-        streams = msgspec.structs.replace(settings, pool_connections_max=settings.stream_connections_max)
-        async with (
-            open_database(settings) as database,
-            open_database(alone) as probe_database,
-            open_database(streams, transaction_ms_max=settings.stream_ms_max + STREAM_SLACK_MS) as stream_database,
-            open_waiters(database, shutdown, settings) as waiters,
-            open_writer(settings) as writer,
-            open_guard(settings) as guard,
-            sampled(database.pool, database.waiting, writer.waiting),
+    found = routes(settings)
+    # The router alone: Starlette's middleware would handle exceptions twice more, and RequestContext does.
+    router = Router(found, default=not_found, redirect_slashes=False, lifespan=lambda _: lifespan(settings))
+    app = RequestContext(router, frozenset(route.path for route in found))
+    origins = settings.origins()
+    return Cors(app, origins) if origins else app
+
+
+@asynccontextmanager
+async def lifespan(settings: Settings) -> AsyncIterator[State]:
+    shutdown = Shutdown()
+    connections: set[Connection] = set()
+    stream_ms_max = settings.stream_ms_max + STREAM_SLACK_MS
+    async with (
+        open_database(settings) as database,
+        # The probe has a connection of its own, since a busy pool does not make the service unready.
+        open_database(settings, connections_max=1) as probe_database,
+        open_database(
+            settings, connections_max=STREAM_CONNECTIONS_MAX, transaction_ms_max=stream_ms_max
+        ) as stream_database,
+        open_change_poller(database, lambda: shutdown.begun) as change_poller,
+        open_writer(settings) as writer,
+        open_tokens(settings) as tokens,
+    ):
+        levels = {
+            metrics.POOL_CONNECTIONS.labels("idle"): database.idle,
+            metrics.POOL_CONNECTIONS.labels("busy"): database.busy,
+            metrics.REQUESTS_WAITING: database.waiting,
+            metrics.WRITES_WAITING: writer.waiting,
+        }
+        async with supervised(
+            deadlines=lambda: keep_deadlines(connections, settings), gauges=lambda: metrics.sample(levels)
         ):
             with draining(shutdown, settings.shutdown_drain_ms):
-                where = {"api": f"{settings.url()}/api/appointments", "docs": f"{settings.url()}/api/docs"}
+                where = {"api": f"{settings.url()}{APPOINTMENTS}", "docs": f"{settings.url()}/api/docs"}
                 log.info("started", version=VERSION, process=os.getpid(), **where, settings=settings.masked())
                 yield State(
                     settings=settings,
-                    guard=guard,
-                    bodies=Bodies(settings.buffer_bytes_max),
+                    connections=connections,
+                    shed_path=APPOINTMENTS,
+                    admits=writer.admits,
+                    tokens=tokens,
+                    body_room=BodyRoom(settings.buffer_bytes_max),
                     database=database,
                     probe_database=probe_database,
                     stream_database=stream_database,
+                    change_poller=change_poller,
                     writer=writer,
-                    waiters=waiters,
                     shutdown=shutdown,
                 )
-        log.info("stopped", process=os.getpid())
-
-    # The router alone: Starlette's middleware would handle exceptions twice more, and Observe does.
-    found = routes(settings)
-    router = StaticRouter(found, lifespan)
-    app = Linger(Observe(router, frozenset(route.path for route in found)), settings.linger_ms_max)
-    origins = settings.origins()
-    return Cors(app, origins) if origins else app
+    log.info("stopped", process=os.getpid())

@@ -13,7 +13,7 @@ REQUEST: ContextVar[dict[str, object]] = ContextVar("request")
 
 
 def note(**facts: object) -> None:
-    """Adds to every line of the request from here on, its last one included."""
+    """Adds facts to every later log line of the current request, the final `request` line included."""
     REQUEST.get().update(facts)
 
 
@@ -22,7 +22,7 @@ def merge_request(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 
 
 def configure(level: str) -> None:
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names are Unicode, whatever the locale is
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names are Unicode, whatever the locale
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     shared: list[Processor] = [
         merge_request,
@@ -30,7 +30,7 @@ def configure(level: str) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     last: list[Processor] = (
-        [structlog.dev.ConsoleRenderer(repr_native_str=True)]  # lest a name command the terminal
+        [structlog.dev.ConsoleRenderer(repr_native_str=True)]  # escapes control sequences in names
         if sys.stdout.isatty()
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=to_json)]
     )
@@ -40,7 +40,7 @@ def configure(level: str) -> None:
         logger_factory=structlog.WriteLoggerFactory(sys.stdout),
         cache_logger_on_first_use=True,
     )
-    # Libraries log through the standard library; of them only what is wrong matters.
+    # Libraries log through the standard library; only their warnings and errors are kept.
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

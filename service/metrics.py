@@ -1,12 +1,10 @@
-"""The figures of `/metrics`. Every label has a bounded set of values: routes, not paths."""
+"""The metrics of `/metrics`. Every label has a bounded set of values: routes, not paths."""
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 
-from asyncpg import Pool
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -30,68 +28,59 @@ seconds = partial(Histogram, buckets=BUCKETS_SECONDS, registry=REGISTRY)
 
 REQUEST_SECONDS = seconds(
     "http_request_duration_seconds",
-    "Time from the head of a request to the end of its answer.",
+    "Time from the headers of a request to the end of its answer.",
     ("method", "route", "status"),
 )
-request_seconds = cache(REQUEST_SECONDS.labels)  # looking a child up costs as much as observing
+request_seconds = cache(REQUEST_SECONDS.labels)  # looking up a child costs as much as observing
 STATEMENT_SECONDS = seconds(
-    "database_statement_duration_seconds", "Time of a statement, with the way to the database and back.", ("statement",)
+    "database_statement_duration_seconds", "Time of a statement, round trip included.", ("statement",)
 )
 statement_seconds = cache(STATEMENT_SECONDS.labels)
-verdicts = Counter("appointment_verdicts", "What became of sound appointments.", ("verdict",), registry=REGISTRY)
+verdicts = Counter("appointment_verdicts", "Outcomes of valid appointments.", ("verdict",), registry=REGISTRY)
 REFUSALS = Counter(
     "http_connections_refused",
-    "Connections that were ended with an error: too many, too slow, or too much.",
+    "Connections ended with an error: too many, too slow, or too large.",
     ("code",),
     registry=REGISTRY,
 )
 VERDICTS = {outcome: verdicts.labels(outcome) for outcome in ("ok", "stale", "conflict")}
 gauge = partial(Gauge, multiprocess_mode="livesum", registry=REGISTRY)
-POOL_CONNECTIONS = gauge("database_pool_connections", "Connections of the pool, by what they do.", ("state",))
+POOL_CONNECTIONS = gauge("database_pool_connections", "Connections of the pool, by state.", ("state",))
 REQUESTS_WAITING = gauge("database_pool_waiting_requests", "Requests that wait for a connection of the pool.")
 WRITES_WAITING = gauge("writer_waiting_writes", "Writes that wait for their verdict.")
 BATCH_WRITES = Histogram(
     "writer_batch_writes",
-    "Writes of a batch.",
+    "Writes in a batch.",
     buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
     registry=REGISTRY,
 )
-QUEUE_WAIT_SECONDS = seconds(
-    "writer_queue_wait_seconds", "Time in the queue, of the first write of a batch, which waited longest."
-)
+QUEUE_WAIT_SECONDS = seconds("writer_queue_wait_seconds", "Time in the queue of the oldest write of a batch.")
 BUSY_CARRIES = Counter(
     "writer_busy_carries",
-    "Writes put into the next batch, since another process was at their organisation.",
+    "Writes moved to the next batch because another process held the lock of their organisation.",
     registry=REGISTRY,
 )
-PATIENT_BATCHES = Counter(
-    "writer_patient_batches", "Batches that waited for an organisation's lock.", registry=REGISTRY
+CONTENDED_BATCHES = Counter(
+    "writer_patient_batches", "Batches that waited for the locks of their organisations.", registry=REGISTRY
+)
+CHANGES_WAITING = gauge("changes_waiting_requests", "Requests that wait for a change (long polling).")
+BACKGROUND_FAILURES = Counter(
+    "background_task_failures", "Background tasks that failed and were restarted.", ("task",), registry=REGISTRY
 )
 
 
 def exposition() -> bytes:
-    """Where there are several workers, what all of them have counted."""
+    """Prometheus text; with several workers, the sum over all of them."""
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         return generate_latest(REGISTRY)
-    added_up = CollectorRegistry()
-    MultiProcessCollector(added_up)
-    return generate_latest(added_up)
+    total = CollectorRegistry()
+    MultiProcessCollector(total)
+    return generate_latest(total)
 
 
-@asynccontextmanager
-async def sampled(pool: Pool, requests: Callable[[], int], writes: Callable[[], int]) -> AsyncIterator[None]:
-    """Keeps up what is a level and not a count."""
-
-    async def sample() -> None:
-        while True:
-            POOL_CONNECTIONS.labels("idle").set(pool.get_idle_size())
-            POOL_CONNECTIONS.labels("busy").set(pool.get_size() - pool.get_idle_size())
-            REQUESTS_WAITING.set(requests())
-            WRITES_WAITING.set(writes())
-            await asyncio.sleep(SAMPLE_SECONDS)
-
-    task = asyncio.create_task(sample())
-    try:
-        yield
-    finally:
-        task.cancel()
+async def sample(levels: Mapping[Gauge, Callable[[], float]]) -> None:
+    """Keeps gauges up to date that nobody sets when their value changes."""
+    while True:
+        for gauge_, level in levels.items():
+            gauge_.set(level())
+        await asyncio.sleep(SAMPLE_SECONDS)

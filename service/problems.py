@@ -1,7 +1,9 @@
-"""Problem documents (RFC 9457): the only shape of an error, and the only way to one.
+"""Every error of the service, and problem documents (RFC 9457), the only shape of an error in an answer.
 
-ProblemError            what a client gets told
-StartError              what the person at the terminal gets told (settings.py)
+Exception
+├── ProblemError              a request ends in a problem document
+└── StartError                a command cannot start or go on; one line for the terminal
+    └── DatabaseInUseError    another process runs the embedded database
 """
 
 from collections.abc import Mapping
@@ -10,7 +12,6 @@ from typing import Literal, NamedTuple
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
-from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 Code = Literal[
@@ -37,7 +38,7 @@ Code = Literal[
 
 
 class Kind(NamedTuple):
-    """What a code stands for."""
+    """The status of a code, and when it is used."""
 
     status: int
     when: str
@@ -48,29 +49,30 @@ class Kind(NamedTuple):
 
 
 KINDS: Mapping[Code, Kind] = {
-    "INVALID_HTTP": Kind(400, "The bytes are no HTTP request; the connection is closed."),
+    "INVALID_HTTP": Kind(400, "The bytes are not an HTTP request; the connection is closed."),
     "INVALID_JSON": Kind(400, "The body is not JSON, or is empty."),
-    "INVALID_REQUEST": Kind(400, "A field or parameter other than an instant is wrong; `errors` lists all."),
-    "INVALID_DATE_FORMAT": Kind(400, "An instant is missing or unreadable; `errors` lists all."),
+    "INVALID_REQUEST": Kind(400, "A field or parameter other than an instant is wrong; `errors` lists every fault."),
+    "INVALID_DATE_FORMAT": Kind(400, "An instant is missing or unreadable; `errors` lists every fault."),
     "INVALID_TIME_RANGE": Kind(400, "`start` is not before `end`."),
     "INVALID_METADATA": Kind(400, "`createdAt` is after `updatedAt`."),
-    "UNAUTHENTICATED": Kind(401, "There is no token, or not a sound one; only where authentication is switched on."),
+    "UNAUTHENTICATED": Kind(401, "The token is missing or not valid; only where authentication is switched on."),
     "FORBIDDEN": Kind(403, "The token does not allow it; only where authentication is switched on."),
     "NOT_FOUND": Kind(404, "There is no such route."),
-    "METHOD_NOT_ALLOWED": Kind(405, "The route has other methods; `Allow` lists them."),
-    "TIME_RANGE_UNAVAILABLE": Kind(409, "Another active appointment of the organisation is in the way."),
-    "REQUEST_TIMEOUT": Kind(408, "The head or the body of the request came too slowly."),
-    "PAYLOAD_TOO_LARGE": Kind(413, "The body is over the limit."),
-    "UNSUPPORTED_MEDIA_TYPE": Kind(415, "The body is declared to be something else than JSON."),
-    "HEADERS_TOO_LARGE": Kind(431, "The request line and the headers are over the limit."),
-    "INTERNAL": Kind(500, "A defect of the service; the log has it under the request id."),
-    "OVERLOADED": Kind(503, "There is more work than the service can take; try again."),
-    "DATABASE_UNAVAILABLE": Kind(503, "The database does not answer; sending again is always safe."),
-    "NOT_READY": Kind(503, "The service should get no requests now; `detail` says why."),
+    "METHOD_NOT_ALLOWED": Kind(405, "The route does not support this method; `Allow` lists those it supports."),
+    "TIME_RANGE_UNAVAILABLE": Kind(409, "The time range overlaps another active appointment of the organisation."),
+    "REQUEST_TIMEOUT": Kind(408, "The headers or the body of the request arrived too slowly."),
+    "PAYLOAD_TOO_LARGE": Kind(413, "The body exceeds the size limit."),
+    "UNSUPPORTED_MEDIA_TYPE": Kind(415, "The declared media type of the body is not JSON."),
+    "HEADERS_TOO_LARGE": Kind(431, "The request line and headers exceed the size limit."),
+    "INTERNAL": Kind(500, "A defect of the service; the log has the cause under the request id."),
+    "OVERLOADED": Kind(503, "The service has more work than it can take; try again later."),
+    "DATABASE_UNAVAILABLE": Kind(503, "The database does not answer; sending the request again is always safe."),
+    "NOT_READY": Kind(503, "The service should not receive requests now; `detail` says why."),
 }
-# RFC 9110's phrases; HTTPStatus has an older one before Python 3.13.
+# RFC 9110's phrases; before Python 3.13 HTTPStatus has an older one for 413.
 TITLES = {status.value: status.phrase for status in HTTPStatus} | {413: "Content Too Large"}
 RETRY_AFTER_SECONDS = "1"
+TOO_MANY_WRITES = "Too many writes are waiting; nothing was written."
 
 
 class FieldError(Struct, frozen=True):
@@ -81,7 +83,7 @@ class FieldError(Struct, frozen=True):
 
 
 class Conflict(Struct, frozen=True, rename="camel"):
-    """The appointment in the way; instants as in every answer."""
+    """The appointment that a request conflicts with; instants are spelt as in every answer."""
 
     external_id: str
     start: str
@@ -98,6 +100,14 @@ class Problem(Struct, frozen=True, kw_only=True):
     detail: str
     errors: list[FieldError] | UnsetType = UNSET
     conflict: Conflict | UnsetType = UNSET
+
+
+class StartError(Exception):
+    """A command cannot start or go on; the message is one line for the person at the terminal."""
+
+
+class DatabaseInUseError(StartError):
+    """Another process runs the embedded database over the same data."""
 
 
 class ProblemError(Exception):
@@ -123,7 +133,7 @@ class ProblemError(Exception):
 
 
 def problem_response(error: Exception) -> Response:
-    """The one place where an error becomes an answer."""
+    """The only place where an error becomes an answer."""
     refusal = as_problem_error(error)
     return Response(
         msgspec.json.encode(refusal.problem),
@@ -134,14 +144,7 @@ def problem_response(error: Exception) -> Response:
 
 
 def as_problem_error(error: BaseException) -> ProblemError:
-    """Starlette's own errors are a 404 and a 405; whatever else comes is a defect of ours."""
+    """Any exception that is not a ProblemError is a defect of the service."""
     if isinstance(error, ProblemError):
         return error
-    status = error.status_code if isinstance(error, HTTPException) else None
-    if status == HTTPStatus.NOT_FOUND:
-        return ProblemError("NOT_FOUND", "There is no such route; /api/docs shows those there are.")
-    if isinstance(error, HTTPException) and status == HTTPStatus.METHOD_NOT_ALLOWED:
-        allowed = (error.headers or {}).get("Allow", "")
-        detail = f"This route answers {allowed}."
-        return ProblemError("METHOD_NOT_ALLOWED", detail, headers=error.headers)
     return ProblemError("INTERNAL", "The service failed; its log has the cause under the request id.")

@@ -1,4 +1,7 @@
-"""Settings: read once from the environment and `.env` into one frozen struct."""
+"""Settings: read once from the environment and `.env` into one frozen struct.
+
+A limit that no operator would turn is a constant beside its use, with the unit in its name.
+"""
 
 import os
 import re
@@ -11,65 +14,45 @@ import msgspec
 from dotenv.parser import parse_stream
 from msgspec import Meta, Struct
 
+from service.problems import StartError
+
 SCHEMES = ("postgres", "postgresql")
 DATABASE_URL_FORM = "postgresql://user:password@host:5432/database, percent-encoded"
-SECRET = re.compile("pass|secret|token|key|sig", re.IGNORECASE)  # in the name of an option
+SECRET = re.compile("pass|secret|token|key|sig", re.IGNORECASE)  # in the name of a URL's option
 INTEGER_MAX = 2_147_483_647  # of PostgreSQL's settings
 Positive = Annotated[int, Meta(ge=1, le=INTEGER_MAX)]
 NotNegative = Annotated[int, Meta(ge=0, le=INTEGER_MAX)]
 
 
-class StartError(Exception):
-    """The service cannot start; the message is one line for the person who started it."""
-
-
 class Settings(Struct, frozen=True, kw_only=True):
-    """What can be set. Names in the environment are these in upper case; the unit ends the name."""
+    """All settings. In the environment their names are in upper case; a unit ends the name. Limits are per process."""
 
     database_url: str = ""  # empty: the embedded PostgreSQL
-    owner_database_url: str = ""  # who migrates; empty: who serves
+    owner_database_url: str = ""  # for migrations; empty: database_url
     host: str = "127.0.0.1"
-    port: Annotated[int, Meta(ge=0, le=65_535)] = 3000  # 0: any free one
-    workers: Positive = 1
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 3000  # 0: any free port
+    workers: Positive = 1  # processes
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    cors_origins: str = ""
     auth_secret: str = ""
     auth_public_key_file: str = ""
-    auth_jwks_url: str = ""  # of these three at most one; without any everybody may do everything
-    auth_jwks_seconds: Positive = 300
+    auth_jwks_url: str = ""  # at most one of these three; without any, access is open
     auth_algorithms: str = ""
     auth_audience: str = ""
     auth_issuer: str = ""
     auth_leeway_seconds: NotNegative = 0
     auth_organisations_claim: str = "organisations"
     auth_scope_claim: str = "scope"
-    auth_read_scope: str = "appointments:read"
-    auth_write_scope: str = "appointments:write"
-    auth_token: str = ""  # of import and export
+    auth_token: str = ""  # sent by import and export
     docs_open: bool = True
     metrics_open: bool = False
-    cors_origins: str = ""
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
     connections_max: Positive = 10_000
-    keep_alive_ms_max: Positive = 65_000
-    header_bytes_max: Annotated[int, Meta(ge=1_024, le=INTEGER_MAX)] = 32_768
-    header_ms_max: Positive = 10_000
-    body_ms_max: Positive = 60_000
-    body_bytes_max: Positive = 1_048_576
-    batch_body_bytes_max: Positive = 4_194_304
-    buffer_bytes_max: Positive = 268_435_456  # of bodies under way, and again of answers
-    linger_ms_max: NotNegative = 5_000
+    keep_alive_ms_max: Positive = 65_000  # longer than the idle timeout of a load balancer in front
+    buffer_bytes_max: Positive = 268_435_456  # of incomplete bodies, and again of unread answers
     pool_connections_max: Positive = 10
-    pool_wait_ms_max: Positive = 2_000
-    pool_waiting_max: Positive = 1_000
-    stream_connections_max: Positive = 4
     stream_ms_max: Positive = 60_000
-    changes_waiting_max: Positive = 5_000
-    lanes: Positive = 1
-    batch_writes_max: Positive = 256
     writes_waiting_max: Positive = 1_024
-    batch_items_waiting_max: Positive = 32_000
-    patient_connections_max: Annotated[int, Meta(ge=3, le=INTEGER_MAX)] = 5
     write_wait_ms_max: Positive = 5_000
-    connect_ms_max: Positive = 5_000
     statement_ms_max: Positive = 10_000
     statement_slow_ms: NotNegative = 200
     shutdown_drain_ms: NotNegative = 1_000
@@ -90,18 +73,18 @@ class Settings(Struct, frozen=True, kw_only=True):
             )
 
     def url(self) -> str:
-        """Where the service is found from this machine."""
+        """The address of the service on this machine."""
         return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
     def origins(self) -> list[str]:
-        """Of pages that may call the API."""
+        """Origins of pages that may call the API."""
         return [origin for part in self.cors_origins.split(",") if (origin := part.strip())]
 
     def authenticates(self) -> bool:
         return bool(self.auth_secret or self.auth_public_key_file or self.auth_jwks_url)
 
     def masked(self) -> dict[str, str | int]:
-        """For a log line: without secrets."""
+        """All settings without secrets, for the log."""
         secret = {
             "database_url": masked_url(self.database_url),
             "owner_database_url": masked_url(self.owner_database_url),
@@ -113,7 +96,7 @@ class Settings(Struct, frozen=True, kw_only=True):
 
 
 def is_database_url(url: str) -> bool:
-    """Whether both drivers and yoyo can read it, so that none of them quotes it in an error."""
+    """Whether both drivers and yoyo can parse the URL, so that none of them quotes it in an error."""
     escapes = re.sub("%[0-9A-Fa-f]{2}", "", url)
     return is_url(url, SCHEMES) and len(urlsplit(url).path) > 1 and "%" not in escapes
 
@@ -131,7 +114,7 @@ def is_url(url: str, schemes: Collection[str]) -> bool:
 
 
 def is_origin(text: str) -> bool:
-    """As browsers send it (RFC 6454, section 6.2): anything else would never match."""
+    """Whether it is spelt as browsers send it (RFC 6454, section 6.2); any other spelling would never match."""
     return re.fullmatch(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?", text) is not None
 
 
@@ -161,7 +144,7 @@ def read_settings(environment: Mapping[str, str] = os.environ, file: Path = Path
 
 
 def read_file(file: Path, names: Mapping[str, str]) -> dict[str, str]:
-    """Raises StartError for a line that is no `NAME=value` or whose name is no setting."""
+    """Raises StartError for a line that is not `NAME=value`, or whose name is not a setting."""
     values = {}
     with file.open(encoding="utf-8", errors="replace") as stream:
         for binding in parse_stream(stream):

@@ -8,8 +8,8 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from service import embedded
-from service.database import Database, open_database
+from service.database import embedded
+from service.database.pool import Database, open_database
 from service.settings import Settings
 from tests.databases import migrated_template, new_database
 from tests.processes import ServiceProcess, running_service

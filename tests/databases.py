@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import psycopg
 
-from service import schema
+from service.database import schema
 from tests.processes import wait_until
 
 

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from service import ROOT
+from tests.launcher import CONSTANTS
 from tests.roles.role import role_under_test, url_of_role
 
 START_SECONDS_MAX = 60
@@ -31,9 +32,10 @@ class ServiceProcess:
         self.database_url = settings.get("DATABASE_URL", "")
         if self.database_url and role_under_test() and "OWNER_DATABASE_URL" not in settings:
             settings |= {"DATABASE_URL": url_of_role(self.database_url), "OWNER_DATABASE_URL": self.database_url}
+        module = "tests.launcher" if settings.keys() & CONSTANTS.keys() else "service"
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "service", "serve"],
+                [sys.executable, "-m", module, "serve"],
                 cwd=directory,
                 env=clean_environment(**{"PORT": "0"} | settings),
                 stdout=log,

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from service.statements import UPSERT_APPOINTMENT
+from service.database.statements import UPSERT_APPOINTMENT
 
 ANSWERS = {"ok": (200, {"status": "ok"}), "stale": (200, {"status": "ignored-stale"}), "conflict": (409, {})}
 

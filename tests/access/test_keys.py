@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from service.keys import check_keys
-from service.settings import Settings, StartError
+from service.access.key_settings import check_key_settings
+from service.problems import StartError
+from service.settings import Settings
 from tests.access.issuer import RSA, SECRET, pem
 
 WHOLE: dict[str, Any] = {"auth_secret": SECRET, "auth_audience": "a", "auth_issuer": "i"}
@@ -14,8 +15,8 @@ WHOLE: dict[str, Any] = {"auth_secret": SECRET, "auth_audience": "a", "auth_issu
 
 @pytest.mark.parametrize("changes", [{}, {"auth_algorithms": "HS256, HS512"}])
 def test_whole_settings_are_sound(changes: dict[str, Any]) -> None:
-    check_keys(Settings(**WHOLE | changes))
-    check_keys(Settings())
+    check_key_settings(Settings(**WHOLE | changes))
+    check_key_settings(Settings())
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,7 @@ def test_whole_settings_are_sound(changes: dict[str, Any]) -> None:
 )
 def test_what_does_not_go_together_is_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(StartError, match=message) as caught:
-        check_keys(Settings(**WHOLE | changes))
+        check_key_settings(Settings(**WHOLE | changes))
     assert "xxx" not in str(caught.value)
 
 
@@ -42,9 +43,9 @@ def test_a_file_without_a_public_key_is_named(tmp_path: Path) -> None:
     file = tmp_path / "key.pem"
     settings = Settings(**WHOLE | {"auth_secret": "", "auth_public_key_file": str(file)})
     with pytest.raises(StartError, match="AUTH_PUBLIC_KEY_FILE is wrong: No such file"):
-        check_keys(settings)
+        check_key_settings(settings)
     file.write_text("no key")
     with pytest.raises(StartError, match="AUTH_PUBLIC_KEY_FILE is wrong: expected a public key in PEM"):
-        check_keys(settings)
+        check_key_settings(settings)
     file.write_bytes(pem(RSA))
-    check_keys(settings)
+    check_key_settings(settings)

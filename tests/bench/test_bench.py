@@ -14,7 +14,7 @@ from bench.open_loop import appointments
 from bench.sizes import SIZES
 from bench.targets import Round, Target, measurements, targets
 from service import ROOT
-from service.payload import decode_appointment
+from service.contract.body import decode_appointment
 from tests.processes import clean_environment
 
 OWN, OTHER, THIRD = (Measurement(name, "new", 64) for name in ("service", "pgbench", "pool"))

@@ -7,9 +7,10 @@ from contextlib import AsyncExitStack
 import asyncpg
 import pytest
 
-from service.database import Database
+from service.database.pool import Database
+from service.database.statements import LIST_LAST_CHANGES
 from service.problems import ProblemError
-from service.statements import LIST_LAST_CHANGES
+from service.settings import Settings
 from tests.databases import query
 
 SESSIONS = """select pid from pg_stat_activity
@@ -55,7 +56,7 @@ async def test_who_waits_for_a_connection_is_served_before_who_comes_later(datab
             await connection.fetch(LIST_LAST_CHANGES, ["o"])
 
     async with asyncio.TaskGroup() as group, AsyncExitStack() as held:
-        for _ in range(database.pool.get_max_size()):
+        for _ in range(Settings().pool_connections_max):
             await held.enter_async_context(database.connection())
         for number in range(20):
             group.create_task(read(number))

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from service import schema
+from service.database import schema
 from tests.faults.server import Server, running_server
 
 

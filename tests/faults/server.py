@@ -11,8 +11,8 @@ from pathlib import Path
 
 import psutil
 
-from service.account import make_reachable, own, switch_to, unprivileged_account
-from service.embedded import BINARIES, LIBRARIES, PACKAGE, initialise
+from service.database.account import make_reachable, own, switch_to, unprivileged_account
+from service.database.embedded import BINARIES, LIBRARIES, PACKAGE, initialise
 from tests.databases import query
 from tests.processes import wait_until
 

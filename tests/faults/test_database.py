@@ -11,9 +11,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from service import schema
-from service.account import switch_to, unprivileged_account
-from service.embedded import BINARIES
+from service.database import schema
+from service.database.account import switch_to, unprivileged_account
+from service.database.embedded import BINARIES
 from tests.databases import query
 from tests.faults.outage import assert_back, away, under_load
 from tests.faults.proxy import line_to

@@ -16,7 +16,9 @@ import httpx
 import psutil
 import pytest
 
-from service import ROOT, embedded, schema
+from service import ROOT
+from service.database import embedded, schema
+from service.database.postmaster import alive, find
 from tests.http.requests import assert_accepted, assert_problem, listed, post
 from tests.processes import ServiceProcess, clean_environment, running_service, wait_until
 
@@ -59,7 +61,7 @@ def test_the_data_survive_a_clean_stop_that_leaves_no_process(checkout: Path) ->
     sockets = parse_qs(urlsplit(service.wait_for_event("started")["settings"]["database_url"]).query)["host"][0]
     assert Path(sockets).is_dir()
     assert service.stop() == 0
-    assert not embedded.alive(postmaster)
+    assert not alive(postmaster)
     assert postmasters(checkout) == []
     assert not Path(sockets).exists()
     assert service.events()[-1]["event"] == "stopped"
@@ -87,7 +89,7 @@ def test_the_database_that_was_killed_too_recovers(checkout: Path) -> None:
     [postmaster] = postmasters(checkout)
     service.kill()
     postmaster.kill()
-    wait_until(lambda: not embedded.alive(postmaster))
+    wait_until(lambda: not alive(postmaster))
     # Its number may have gone to another process by the time of the next start.
     pid_file = checkout / ".data" / "postgres" / "postmaster.pid"
     pid_file.write_text(pid_file.read_text().replace(str(postmaster.pid), str(os.getpid()), 1))
@@ -184,9 +186,9 @@ def test_another_cluster_is_not_taken_for_ours(checkout: Path, tmp_path: Path) -
     other = tmp_path / "other" / "postgres"
     other.mkdir(parents=True)
     shutil.copy(checkout / ".data" / "postgres" / "postmaster.pid", other)
-    assert embedded.find(checkout / ".data") is not None
-    assert embedded.find(other.parent) is None
-    assert embedded.alive(postmaster)
+    assert find(checkout / ".data") is not None
+    assert find(other.parent) is None
+    assert alive(postmaster)
     assert_accepted(post(service.client, "o"))
     assert service.stop() == 0
 
@@ -206,7 +208,7 @@ def test_while_the_database_is_away_requests_get_a_503(checkout: Path) -> None:
     with running_service(checkout, PYTHONPATH=str(checkout)) as service:
         [postmaster] = postmasters(checkout)
         postmaster.send_signal(signal.SIGINT)
-        wait_until(lambda: not embedded.alive(postmaster))
+        wait_until(lambda: not alive(postmaster))
         for response in (post(service.client, "o"), service.client.get("/api/appointments?org=o")):
             assert_problem(response, 503, "DATABASE_UNAVAILABLE")
             assert response.headers["retry-after"] == "1"

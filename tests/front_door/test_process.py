@@ -16,7 +16,8 @@ import psutil
 import psycopg
 import pytest
 
-from service import VERSION, schema
+from service import VERSION
+from service.database import schema
 from tests.databases import LOCK_ORGANISATION, assert_invariants, query, wait_until_blocked
 from tests.http.requests import assert_accepted, assert_problem, post
 from tests.processes import ServiceProcess, clean_environment, running_service

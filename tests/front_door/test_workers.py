@@ -10,7 +10,7 @@ import httpx
 import psutil
 import pytest
 
-from service.workers import FIGURES
+from service.web.workers import METRICS
 from tests.databases import assert_invariants, query
 from tests.http.requests import assert_accepted, post
 from tests.processes import ServiceProcess, running_service, wait_until
@@ -70,7 +70,7 @@ def test_a_worker_that_dies_is_replaced(database_url: str, tmp_path: Path) -> No
 def test_workers_do_not_outlive_their_parent(database_url: str, tmp_path: Path) -> None:
     with running_service(tmp_path, DATABASE_URL=database_url, WORKERS="2") as service:
         processes = [psutil.Process(number) for number in workers(service, 2)]
-        [figures] = Path(gettempdir()).glob(f"{FIGURES}{service.process.pid}-*")
+        [figures] = Path(gettempdir()).glob(f"{METRICS}{service.process.pid}-*")
         service.kill()
         assert psutil.wait_procs(processes, timeout=30)[1] == []
     with running_service(tmp_path, DATABASE_URL=database_url, WORKERS="2") as again:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from math import inf
 from typing import Literal, NamedTuple
 
-from service.messages import Appointment
+from service.contract.body import Appointment
 from tests.model.model import Accepted, accepted, decide
 
 Reading = Literal["list", "changes"]

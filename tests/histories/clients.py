@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from service.messages import Appointment
+from service.contract.body import Appointment
 from tests.histories.checker import Call, Reading, unexplained
 from tests.model.model import Accepted
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.messages import Appointment
+from service.contract.body import Appointment
 from tests.histories.checker import Answer, Call, Reading, State, unexplained
 from tests.model.model import Accepted
 

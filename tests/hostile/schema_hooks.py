@@ -5,12 +5,13 @@ from typing import Any
 
 import schemathesis
 
-from service.instants import parse_instant
-from service.messages import WAIT_SECONDS_MAX
+from service.contract.instants import parse_instant
+from service.contract.parameters import WAIT_SECONDS_MAX
 
 WAITS = {str(seconds) for seconds in range(1, WAIT_SECONDS_MAX + 1)}
 LATER = "9999-01-01"
 ORDERED = (("start", "end"), ("createdAt", "updatedAt"), ("from", "to"))
+INSTANTS = {"at", "asOf", *(name for pair in ORDERED for name in pair)}
 
 
 @schemathesis.hook
@@ -31,10 +32,19 @@ def impatient(query: dict[str, Any]) -> dict[str, Any]:
 
 
 def in_order(members: dict[str, Any]) -> dict[str, Any]:
-    ordered = dict(members)
+    ordered = {name: existing(value) if name in INSTANTS and value else value for name, value in members.items()}
     for first, second in ORDERED:
-        if members.get(first) and members.get(second):
-            ordered[first], ordered[second] = sorted((members[first], members[second]), key=parse_instant)
+        if ordered.get(first) and ordered.get(second):
+            ordered[first], ordered[second] = sorted((ordered[first], ordered[second]), key=parse_instant)
             if parse_instant(ordered[first]) == parse_instant(ordered[second]):
                 ordered[second] = LATER
     return ordered
+
+
+def existing(instant: str) -> str:
+    """The pattern of the document also matches days that do not exist, such as 30 February."""
+    try:
+        parse_instant(instant)
+    except ValueError:
+        return "2020-10-10"
+    return instant

@@ -9,7 +9,7 @@ from random import Random
 import pytest
 import uvloop
 
-from service.protocol import Joined
+from service.web.joined_writes import JoinedWrites
 from tests.hostile.test_limits import STATUS, assert_refused, read_all, write_of
 from tests.http.requests import listed
 from tests.processes import ServiceProcess, wait_until
@@ -188,7 +188,7 @@ def test_the_end_of_what_is_gone_already_is_no_error() -> None:
     async def scenario() -> None:
         ours, theirs = socket.socketpair()
         transport, _ = await asyncio.get_running_loop().connect_accepted_socket(asyncio.Protocol, ours)
-        joined = Joined(transport)
+        joined = JoinedWrites(transport, lambda: False)
         transport.abort()
         await asyncio.sleep(0.05)
         joined.write(b"late")

@@ -10,7 +10,7 @@ import httpx
 import psycopg
 import pytest
 
-from service.messages import ITEMS_MAX
+from service.contract.body import ITEMS_MAX
 from tests.databases import LOCK_ORGANISATION, assert_invariants, query
 from tests.http.requests import assert_problem, listed, payload, post
 from tests.processes import ServiceProcess, running_service

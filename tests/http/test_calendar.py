@@ -8,7 +8,7 @@ import httpx
 import pytest
 import vobject
 
-from service.messages import ROWS_MAX
+from service.contract.parameters import ROWS_MAX
 from tests.databases import query
 from tests.http.requests import assert_accepted, assert_problem, listed, post
 from tests.http.test_lists import FILL

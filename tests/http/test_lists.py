@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.messages import ROWS_MAX
+from service.contract.parameters import ROWS_MAX
 from tests.databases import query
 from tests.http.requests import assert_accepted, assert_problem, listed, post
 from tests.processes import ServiceProcess

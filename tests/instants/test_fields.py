@@ -7,9 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from service.fields import FIELD_KINDS, READ_ERRORS
-from service.messages import AppointmentPayload, ExternalId, Instant
-from service.payload import decode_appointment, decode_each, decode_sound
+from service.contract.body import AppointmentPayload, decode_appointment, decode_at_once, decode_each
+from service.contract.fields import FIELD_KINDS, READ_ERRORS, ExternalId, Instant
 from service.problems import ProblemError
 
 VALUES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
@@ -69,7 +68,7 @@ def test_both_ways_to_decode_agree(members: dict[str, Any], insertion: bytes, pl
             expected = decode_each(each)
         except ProblemError:
             expected = None
-        assert decode_sound(each) == expected
+        assert decode_at_once(each) == expected
 
 
 @given(st.binary(max_size=64) | st.text('{}[]",:\\u0dD8 e1.-tfn', max_size=32).map(str.encode))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.instants import parse_instant
+from service.contract.instants import parse_instant
 
 GOOD = {
     "2020-10-10": "2020-10-10T00:00:00.000Z",

@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from service import ROOT, schema
-from service.settings import StartError
+from service import ROOT
+from service.database import schema
+from service.problems import StartError
 from tests.databases import new_database, query
 from tests.processes import clean_environment
 

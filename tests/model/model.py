@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from service.messages import Appointment
+from service.contract.body import Appointment
 
 
 class Accepted(NamedTuple):

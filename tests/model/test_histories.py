@@ -12,7 +12,7 @@ import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.messages import Appointment
+from service.contract.body import Appointment
 from tests.http.test_lists import follow
 from tests.model.free_time import busy, free
 from tests.model.model import Model, Row

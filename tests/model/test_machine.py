@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from msgspec.structs import replace
 
-from service.messages import Appointment
+from service.contract.body import Appointment
 from tests.model.model import Accepted, Model, decide
 from tests.model.test_histories import DAY, HOUR, NAMES, ORGANISATIONS, body, hours, rows
 from tests.processes import ServiceProcess

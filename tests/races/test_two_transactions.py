@@ -9,13 +9,13 @@ import asyncpg
 import msgspec
 import pytest
 
-from service.database import set_instant_codec
-from service.messages import Appointment
+from service.contract.body import Appointment
+from service.database.connection import set_instant_codec
+from service.database.statements import UPSERT_APPOINTMENT
 from service.problems import ProblemError
 from service.settings import Settings
-from service.statements import UPSERT_APPOINTMENT
-from service.uuid7 import uuid7
-from service.writer import Writer, open_writer
+from service.writing.batch import uuid7
+from service.writing.writer import Writer, open_writer
 from tests.databases import assert_invariants, query, wait_until_blocked
 
 DAY = datetime(2020, 10, 10, tzinfo=UTC)

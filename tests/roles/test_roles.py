@@ -8,7 +8,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from service import schema
+from service.database import schema
 from tests.databases import assert_invariants, new_database, query
 from tests.http.requests import assert_accepted, assert_problem, listed, post
 from tests.processes import ServiceProcess, clean_environment, running_service

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from service import ROOT
-from service.settings import Settings, StartError, read_settings
+from service.problems import StartError
+from service.settings import Settings, read_settings
 
 
 def read(tmp_path: Path, environment: dict[str, str] | None = None, file: str = "") -> Settings:

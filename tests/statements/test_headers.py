@@ -5,8 +5,9 @@ import re
 import asyncpg
 import pytest
 
-from service import ROOT, statements
-from service.statements import Statement
+from service import ROOT
+from service.database import statements
+from service.database.statements import Statement
 
 PARAMETER = re.compile(r"^--   \$(\d+) (\w+(?:\[\])?)  +\S", re.MULTILINE)
 COLUMN = re.compile(r"^--   ([a-z]\w+) +(\w+)\b", re.MULTILINE)

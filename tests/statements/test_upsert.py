@@ -7,9 +7,9 @@ import asyncpg
 import psycopg
 import pytest
 
-from service.database import Database
-from service.statements import LIST_APPOINTMENTS, UPSERT_APPOINTMENT
-from service.uuid7 import uuid7
+from service.database.pool import Database
+from service.database.statements import LIST_APPOINTMENTS, UPSERT_APPOINTMENT
+from service.writing.batch import uuid7
 from tests.databases import assert_invariants, query
 
 DAY = datetime(2020, 10, 10, tzinfo=UTC)
@@ -84,7 +84,7 @@ async def test_a_cancelled_row_is_no_neighbour_and_not_listed(database: Database
     await upsert(database, "a", 10, 11)
     assert await upsert(database, "a", 10, 11, updated=1, cancelled=True) == {"verdict": "ok", "version": 2}
     assert (await upsert(database, "b", 10, 11))["verdict"] == "ok"
-    [row] = await database.fetch(LIST_APPOINTMENTS, "o", *[None] * 7)
+    [row] = await database.fetch(LIST_APPOINTMENTS, "o", *[None] * 6, False, None)
     assert '"b"' in row["appointment"]
 
 

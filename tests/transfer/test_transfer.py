@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.transfer import BYTES_MAX, LINES_MAX
+from service.import_export import BYTES_MAX, LINES_MAX
 from tests.databases import query
 from tests.http.requests import listed, payload, post
 from tests.http.test_lists import LINES

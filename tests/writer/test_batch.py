@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.batch import arrange, settle
-from service.messages import Appointment
-from service.verdict import Write
+from service.contract.body import Appointment
+from service.writing.batch import Write, arrange, settle
 
 DAY = datetime(2020, 10, 10, tzinfo=UTC)
 LOOP = asyncio.new_event_loop()  # of futures that nobody waits for

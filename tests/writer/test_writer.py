@@ -7,18 +7,17 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
-import asyncpg
 import psycopg
 import pytest
 from msgspec.structs import asdict
 
 from service import metrics
-from service.database import undecided
-from service.messages import Appointment
+from service.contract.body import Appointment
 from service.problems import ProblemError
 from service.settings import Settings
-from service.verdict import Verdict, Write
-from service.writer import BUSY_ROUNDS_MAX, Writer, open_writer
+from service.writing.batch import Verdict, Write
+from service.writing.lane import BUSY_ROUNDS_MAX
+from service.writing.writer import Writer, open_writer
 from tests.databases import LOCK_ORGANISATION, assert_invariants, query, wait_until_blocked, with_name
 
 DAY = datetime(2020, 10, 10, tzinfo=UTC)
@@ -216,39 +215,20 @@ async def test_who_waits_too_long_in_the_queue_of_a_lane_gets_a_503(database_url
         assert await outcomes(under_way) in (["ok"], ["OVERLOADED"])  # as the limit of its wait came before or after
 
 
-@pytest.mark.parametrize(
-    ("sqlstate", "expected"),
-    [
-        ("40001", True),
-        ("40P01", True),
-        ("55P03", True),
-        ("23P01", True),
-        ("P0001", True),
-        ("57014", False),
-        ("57P01", False),
-        ("53300", False),
-        ("08006", False),
-    ],
-)
-def test_a_batch_is_tried_otherwise_unless_the_database_is_away(sqlstate: str, expected: bool) -> None:
-    error = asyncpg.PostgresError.new({"C": sqlstate, "M": "as the server says it"})
-    assert undecided(error) is expected
-
-
 async def test_a_busy_write_goes_into_the_next_batches_before_it_learns_patience(
     writer: Writer, database_url: str
 ) -> None:
-    before = metrics.BUSY_CARRIES._value.get(), metrics.PATIENT_BATCHES._value.get()
+    before = metrics.BUSY_CARRIES._value.get(), metrics.CONTENDED_BATCHES._value.get()
     with foreign_lock(database_url):
         held = all_at_once(writer, appointment(1))
         await asyncio.to_thread(wait_until_blocked, database_url)
     assert await outcomes(held) == ["ok"]
-    after = metrics.BUSY_CARRIES._value.get(), metrics.PATIENT_BATCHES._value.get()
+    after = metrics.BUSY_CARRIES._value.get(), metrics.CONTENDED_BATCHES._value.get()
     assert (after[0] - before[0], after[1] > before[1]) == (BUSY_ROUNDS_MAX, True)
 
 
 async def test_a_busy_write_comes_before_those_that_came_after_it(writer: Writer) -> None:
-    [lane] = writer.lanes
+    lane = writer.lane
     first, second = (Write(appointment(number, f"o-{number}"), asyncio.get_running_loop()) for number in range(2))
     lane.put(second)
     lane._carry([first])

@@ -1,0 +1,51 @@
+"""Grants: what a request may use."""
+
+from typing import Literal
+
+from msgspec import Struct
+
+from service.contract.fields import DEFAULT_ORGANISATION
+from service.problems import ProblemError
+
+Need = Literal["read", "write"]
+CHALLENGE = 'Bearer realm="appointments"'
+
+
+class Grant(Struct, frozen=True):
+    """The rights of a bearer until `expires_at`, in seconds since 1970."""
+
+    organisations: frozenset[str] | None  # None: all of them
+    needs: frozenset[Need]
+    expires_at: float
+
+    def organisation(self, asked: str | None) -> str:
+        """The organisation of the request. If none is asked for, it is the only one of the grant, or else the
+        default. Raises ProblemError, a 403, if the grant does not include it."""
+        if self.organisations is None:
+            return asked or DEFAULT_ORGANISATION
+        if not asked:
+            asked = next(iter(self.organisations)) if len(self.organisations) == 1 else DEFAULT_ORGANISATION
+        if asked not in self.organisations:
+            raise forbidden("The token does not name this organisation.")
+        return asked
+
+    def check_all(self) -> None:
+        """Raises ProblemError, a 403, unless the grant includes every organisation."""
+        if self.organisations is not None:
+            raise forbidden("The token must name all organisations: `*`.")
+
+
+EVERYTHING = Grant(None, frozenset(["read", "write"]), float("inf"))
+
+
+def unauthenticated(detail: str, *, invalid: bool = True) -> ProblemError:
+    """`invalid`: the request has a token. Source of the challenge: RFC 6750, section 3."""
+    error = f', error="invalid_token", error_description="{detail}"' if invalid else ""
+    return ProblemError("UNAUTHENTICATED", detail, headers={"WWW-Authenticate": CHALLENGE + error})
+
+
+def forbidden(detail: str, scope: str | None = None) -> ProblemError:
+    """`scope` is the one that the token lacks, if that is the reason."""
+    lacking = f', scope="{scope}"' if scope else ""
+    headers = {"WWW-Authenticate": f'{CHALLENGE}, error="insufficient_scope"{lacking}'}
+    return ProblemError("FORBIDDEN", detail, headers=headers)

@@ -1,0 +1,8 @@
+"""PostgreSQL: connections, what their failures mean, the statements of `sql/`, migrations and the embedded server.
+
+    pool (reads) ───────┐
+                        ├─ connection ─ sql/*.sql         failures: SQLSTATE → try otherwise, 503 or 500
+    connection (lane) ──┘
+
+`schema` runs migrations/, `embedded` with `postmaster` and `account` runs the PostgreSQL that comes with the project.
+"""

@@ -1,0 +1,125 @@
+"""Connections to PostgreSQL: how they are opened, and how they run statements."""
+
+import struct
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime, timedelta
+from time import perf_counter
+from typing import Any
+
+import asyncpg
+import structlog
+
+from service import metrics
+from service.database.statements import LIMIT_TRANSACTIONS, Statement
+from service.settings import Settings
+
+log = structlog.get_logger()
+
+CONNECT_MS_MAX = 5_000
+EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # of PostgreSQL's timestamptz
+TRANSACTION_TIMEOUT_SINCE = 17  # the version of PostgreSQL
+MICROSECOND = timedelta(microseconds=1)
+
+# Every statement has one generic plan that is right for all parameters (tests/plans); planning each call anew would
+# double the cost of a small read. JIT pays only for long statements.
+SESSION = {
+    "application_name": "appointments",
+    "default_transaction_isolation": "read committed",
+    "plan_cache_mode": "force_generic_plan",
+    "jit": "off",
+    "timezone": "UTC",
+}
+
+
+class Connection:
+    """A connection, used by one task at a time. Statements are timed; slow ones are logged."""
+
+    def __init__(self, connection: Any, slow_seconds: float) -> None:
+        self._connection = connection
+        self._slow_seconds = slow_seconds
+
+    async def fetch(self, statement: Statement, *arguments: object) -> list[asyncpg.Record]:
+        """Runs a prepared statement; asyncpg keeps it prepared for the life of the connection."""
+        with timed(statement, self._slow_seconds):
+            rows: list[asyncpg.Record] = await self._connection.fetch(statement.text, *arguments)
+            return rows
+
+    async def fetch_many(self, statement: Statement, calls: Sequence[tuple[object, ...]]) -> list[asyncpg.Record]:
+        """Runs several calls of a statement in one round trip; the rows come in the order of the calls.
+        Outside a transaction they commit together, and one error undoes all of them."""
+        if len(calls) == 1:  # a pipeline of one call is slower
+            return await self.fetch(statement, *calls[0])
+        with timed(statement, self._slow_seconds):
+            rows: list[asyncpg.Record] = await self._connection.fetchmany(statement.text, calls)
+            return rows
+
+    @asynccontextmanager
+    async def cursor(self, statement: Statement, *arguments: object) -> AsyncIterator[Any]:
+        """Opens a statement whose rows are fetched in portions, all from one snapshot."""
+        async with self._connection.transaction():
+            with timed(statement, self._slow_seconds):
+                cursor = await self._connection.cursor(statement.text, *arguments)
+            yield cursor
+
+    def transaction(self) -> Any:
+        return self._connection.transaction()
+
+    def is_closed(self) -> bool:
+        return bool(self._connection.is_closed())
+
+
+@contextmanager
+def timed(statement: Statement, slow_seconds: float) -> Iterator[None]:
+    """Includes the round trip; for a pipeline it is the time of all its calls."""
+    started = perf_counter()
+    try:
+        yield
+    finally:
+        seconds = perf_counter() - started
+        metrics.statement_seconds(statement.name).observe(seconds)
+        if seconds > slow_seconds:
+            log.warning("slow statement", statement=statement.name, ms=round(seconds * 1e3, 1))
+
+
+@asynccontextmanager
+async def open_connection(
+    settings: Settings, lock_ms_max: int, on_close: Callable[[], None]
+) -> AsyncIterator[Connection]:
+    """A connection outside the pool; `on_close` is called when it is lost."""
+    connection = await asyncpg.connect(**connect_options(settings, lock_ms_max))
+    try:
+        connection.add_termination_listener(lambda _: on_close())
+        await set_up(connection, settings.statement_ms_max)
+        yield Connection(connection, settings.statement_slow_ms / 1e3)
+    finally:
+        connection.terminate()
+
+
+def connect_options(settings: Settings, lock_ms_max: int) -> dict[str, Any]:
+    limits = {"statement_timeout": str(settings.statement_ms_max), "lock_timeout": str(lock_ms_max)}
+    return {
+        "dsn": settings.database_url,
+        "max_cached_statement_lifetime": 0,
+        "timeout": CONNECT_MS_MAX / 1e3,
+        # Later than the server's own timeout, which tells that nothing was written.
+        "command_timeout": settings.statement_ms_max / 1e3 + 1,
+        "server_settings": SESSION | limits,
+    }
+
+
+async def set_up(connection: asyncpg.Connection, transaction_ms_max: int) -> None:
+    await set_instant_codec(connection)
+    if connection.get_server_version().major >= TRANSACTION_TIMEOUT_SINCE:
+        await connection.fetchval(LIMIT_TRANSACTIONS.text, f"{transaction_ms_max} ms")
+
+
+async def set_instant_codec(connection: asyncpg.Connection) -> None:
+    """asyncpg's own codec encodes the first and the last instant of datetime as infinities."""
+    await connection.set_type_codec(
+        "timestamptz",
+        schema="pg_catalog",
+        encoder=lambda instant: struct.pack("!q", (instant - EPOCH) // MICROSECOND),
+        decoder=lambda octets: EPOCH + timedelta(microseconds=struct.unpack("!q", octets)[0]),
+        format="binary",
+    )

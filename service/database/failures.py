@@ -1,0 +1,42 @@
+"""What a failure of the database means: one table, by SQLSTATE."""
+
+from collections.abc import Mapping
+from enum import Enum
+
+import asyncpg
+
+
+class Action(Enum):
+    """What to do about a failed call."""
+
+    OTHERWISE = "the server undid the call because of other sessions: a write is tried otherwise, a read is a 503"
+    UNAVAILABLE = "the database cannot answer now, whatever the request: a 503"
+    DEFECT = "the call itself is wrong: a 500, logged"
+
+
+# By SQLSTATE, or by its class, the first two characters; a state that is missing is a defect.
+ACTIONS: Mapping[str, Action] = {
+    "08": Action.UNAVAILABLE,  # connection exception
+    "23P01": Action.OTHERWISE,  # exclusion violation: a row committed after the statement's snapshot
+    "25006": Action.UNAVAILABLE,  # read-only transaction: connected to a standby
+    "28": Action.UNAVAILABLE,  # invalid authorization
+    "3D000": Action.UNAVAILABLE,  # the database does not exist
+    "40": Action.OTHERWISE,  # transaction rollback: a deadlock was broken
+    "42501": Action.UNAVAILABLE,  # insufficient privilege: grants were taken back
+    "42P01": Action.UNAVAILABLE,  # undefined table: migrations were rolled back
+    "53": Action.UNAVAILABLE,  # insufficient resources: disk full, too many connections
+    "55": Action.UNAVAILABLE,  # not in prerequisite state: the database accepts no connections
+    "55P03": Action.OTHERWISE,  # lock not available within lock_timeout
+    "57": Action.UNAVAILABLE,  # operator intervention: shutdown, statement timeout
+    "58": Action.UNAVAILABLE,  # system error
+}
+# Failures without a SQLSTATE. OSError includes timeouts; asyncpg's DataError is an InterfaceError, too.
+BROKEN = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+UNKNOWN_OUTCOME = "The database does not answer. A write may have happened; sending it again is safe."
+
+
+def action_for(error: BaseException) -> Action:
+    if isinstance(error, asyncpg.PostgresError):
+        state = error.sqlstate or "08000"
+        return ACTIONS.get(state) or ACTIONS.get(state[:2], Action.DEFECT)
+    return Action.DEFECT if isinstance(error, ValueError) else Action.UNAVAILABLE  # ValueError: a wrong argument

@@ -1,0 +1,133 @@
+"""The pool of connections: first come, first served, with limits on the wait."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import asyncpg
+import structlog
+
+from service.database.connection import Connection, connect_options, set_up
+from service.database.failures import BROKEN, UNKNOWN_OUTCOME, Action, action_for
+from service.database.statements import Statement
+from service.problems import ProblemError, StartError
+from service.settings import Settings
+
+log = structlog.get_logger()
+
+POOL_WAIT_MS_MAX = 2_000  # of a request for a connection
+POOL_WAITING_MAX = 1_000  # requests
+CLOSE_SECONDS_MAX = 1
+
+
+class Database:
+    """Raises ProblemError, a 503, when the database cannot answer; defects pass as they are."""
+
+    def __init__(self, pool: asyncpg.Pool, settings: Settings) -> None:
+        self._pool = pool
+        self._turns = asyncio.Semaphore(pool.get_max_size())
+        self._waiting = 0
+        self._slow_seconds = settings.statement_slow_ms / 1e3
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        try:
+            connection = await self._acquire()
+            try:
+                yield Connection(connection, self._slow_seconds)
+            except BROKEN:
+                connection.terminate()  # or the pool would hand out a connection that the server has ended
+                raise
+            finally:
+                await self._release(connection)
+        except (*BROKEN, asyncpg.PostgresError) as error:
+            if action_for(error) is Action.DEFECT:
+                raise
+            log.warning("database unavailable", cause=type(error).__name__)
+            raise ProblemError("DATABASE_UNAVAILABLE", UNKNOWN_OUTCOME) from error
+
+    async def fetch(self, statement: Statement, *arguments: object) -> list[asyncpg.Record]:
+        async with self.connection() as connection:
+            return await connection.fetch(statement, *arguments)
+
+    def waiting(self) -> int:
+        """Requests that wait for a connection."""
+        return self._waiting
+
+    def idle(self) -> int:
+        """Open connections that nobody uses."""
+        return int(self._pool.get_idle_size())
+
+    def busy(self) -> int:
+        """Connections in use."""
+        return int(self._pool.get_size() - self._pool.get_idle_size())
+
+    async def _acquire(self) -> Any:
+        """asyncpg's pool alone would serve whichever request asks just as a connection is released."""
+        if self._waiting >= POOL_WAITING_MAX:
+            raise ProblemError("OVERLOADED", "Too many requests are waiting for a database connection.")
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(POOL_WAIT_MS_MAX / 1e3):
+                await self._turns.acquire()
+                try:
+                    return await self._pool.acquire()
+                except BaseException:
+                    self._turns.release()
+                    raise
+        except TimeoutError:
+            if self._pool.get_size() < self._pool.get_max_size():
+                raise  # no new connection could be opened either
+            detail = "No database connection became free in time; nothing was written."
+            raise ProblemError("OVERLOADED", detail) from None
+        finally:
+            self._waiting -= 1
+
+    async def _release(self, connection: Any) -> None:
+        try:
+            await self._pool.release(connection)
+        finally:
+            self._turns.release()
+
+
+@asynccontextmanager
+async def open_database(
+    settings: Settings,
+    *,
+    connections_max: int | None = None,
+    lock_ms_max: int = 0,
+    transaction_ms_max: int | None = None,
+) -> AsyncIterator[Database]:
+    """A pool of at most `connections_max` connections (the setting's number if missing). `lock_ms_max` limits the wait
+    for a lock; 0 leaves only the statement's limit, which is also a transaction's unless one is given."""
+    pool = await asyncpg.create_pool(
+        min_size=1,
+        max_size=connections_max or settings.pool_connections_max,
+        max_inactive_connection_lifetime=0,
+        init=partial(set_up, transaction_ms_max=transaction_ms_max or settings.statement_ms_max),
+        reset=keep_session,
+        **connect_options(settings, lock_ms_max),
+    )
+    try:
+        yield Database(pool, settings)
+    finally:
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS_MAX):
+                await pool.close()
+        except TimeoutError:  # a database that does not answer must not delay the end
+            pool.terminate()
+
+
+async def keep_session(connection: Any) -> None:
+    """No statement changes the session, and the default reset doubles the cost of a small read."""
+
+
+async def check_database(settings: Settings) -> None:
+    """Raises StartError if no connection can be opened; within the server that would be a traceback."""
+    try:
+        async with open_database(settings):
+            pass
+    except (OSError, asyncpg.InterfaceError, asyncpg.PostgresError, ValueError) as error:
+        raise StartError(f"The database refuses: {' '.join(str(error).split())}") from error

@@ -1,0 +1,113 @@
+"""Migrations by yoyo: plain SQL files, each with its rollback."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import asyncpg
+import psycopg
+import yoyo
+
+from service import ROOT
+from service.database.pool import Database
+from service.database.statements import APPLIED_MIGRATIONS, GRANTS, LOCK_SCHEMA
+from service.problems import StartError
+
+MIGRATIONS = ROOT / "migrations"
+KNOWN = [path.stem for path in sorted(MIGRATIONS.glob("*.sql")) if ".rollback" not in path.name]
+SERVER_VERSION_MIN = 15
+CONNECT_SECONDS_MAX = 10
+# Raised where the role may not create tables; yoyo itself goes on without its own ones.
+NOT_ALLOWED = (psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedTable)
+
+
+def migrate(url: str, role: str = "") -> list[str]:
+    """Applies the pending migrations and returns their names. If a `role` is given, it is granted what the statements
+    need and no more. Raises StartError."""
+    with connected(url) as session:
+        if not role and not missing(session):
+            return []  # a role without the right to migrate can still start
+        with locked(session, url) as (backend, migrations):
+            pending = backend.to_apply(migrations)
+            backend.apply_migrations(pending)
+        if role:
+            grant(session, role)
+        return [migration.id for migration in pending]
+
+
+def rollback(url: str) -> list[str]:
+    """Rolls back the latest applied migration and returns its name. Raises StartError."""
+    with connected(url) as session, locked(session, url) as (backend, migrations):
+        latest = backend.to_rollback(migrations)[:1]
+        backend.rollback_migrations(latest)
+        return [migration.id for migration in latest]
+
+
+def role_of(url: str) -> str:
+    """The role that connects with this URL. Raises StartError."""
+    with connected(url) as session:
+        return session.info.user
+
+
+@contextmanager
+def connected(url: str) -> Iterator[psycopg.Connection[Any]]:
+    try:
+        with psycopg.connect(url, autocommit=True, connect_timeout=CONNECT_SECONDS_MAX) as session:
+            check_server(session)
+            yield session
+    except psycopg.Error as error:
+        hint = " Set OWNER_DATABASE_URL." if isinstance(error, NOT_ALLOWED) else ""
+        raise StartError(f"The database refuses: {' '.join(str(error).split())}{hint}") from error
+
+
+@contextmanager
+def locked(session: psycopg.Connection[Any], url: str) -> Iterator[tuple[Any, Any]]:
+    """Lets one process at a time change the schema. The lock ends with the session, even if the process is killed.
+
+    yoyo's own lock is a row that a killed process leaves behind; while ours is held, such a row is stale.
+    """
+    session.execute(LOCK_SCHEMA.text.encode())
+    backend = yoyo.get_backend("postgresql+psycopg" + url[url.index("://") :])
+    with backend:
+        backend.break_lock()
+        with backend.lock():
+            yield backend, yoyo.read_migrations(str(MIGRATIONS))
+
+
+def grant(session: psycopg.Connection[Any], role: str) -> None:
+    """Runs under the schema's lock, since concurrent grants on one table fail."""
+    if role == session.info.user:
+        raise StartError(
+            "DATABASE_URL and OWNER_DATABASE_URL name the same role; the one that serves should own nothing."
+        )
+    with session.transaction():
+        for [statement] in psycopg.RawCursor(session).execute(GRANTS.text.encode(), [role]).fetchall():
+            session.execute(statement)
+
+
+def missing(session: psycopg.Connection[Any]) -> list[str]:
+    """The migrations of this release that are not applied to the database."""
+    try:
+        applied = {name for [name] in session.execute(APPLIED_MIGRATIONS.text.encode())}
+    except psycopg.errors.UndefinedTable:  # no migration was ever applied
+        applied = set()
+    return [name for name in KNOWN if name not in applied]
+
+
+def check_server(session: psycopg.Connection[Any]) -> None:
+    version = session.info.server_version // 10_000
+    encoding = session.info.parameter_status("server_encoding")
+    if version < SERVER_VERSION_MIN:
+        raise StartError(f"PostgreSQL {version} is too old; {SERVER_VERSION_MIN} or later is needed.")
+    if encoding != "UTF8":
+        raise StartError(f"The database's encoding is {encoding}; it must be UTF8.")
+
+
+async def pending(database: Database) -> list[str]:
+    """The migrations of this release that are not applied to the database."""
+    async with database.connection() as connection:
+        try:
+            applied = {row["migration_id"] for row in await connection.fetch(APPLIED_MIGRATIONS)}
+        except asyncpg.UndefinedTableError:  # no migration was ever applied
+            applied = set()
+    return [name for name in KNOWN if name not in applied]

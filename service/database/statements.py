@@ -1,0 +1,30 @@
+"""The hand-written statements of `sql/`: a statement has the name of its file."""
+
+from typing import NamedTuple
+
+from service import ROOT
+
+
+class Statement(NamedTuple):
+    """One prepared statement; the header of its file documents its purpose, parameters and result."""
+
+    name: str
+    text: str
+
+
+def load(name: str) -> Statement:
+    return Statement(name, (ROOT / "sql" / f"{name}.sql").read_text(encoding="utf-8"))
+
+
+UPSERT_APPOINTMENT = load("upsert_appointment")
+LIST_APPOINTMENTS = load("list_appointments")
+LIST_APPOINTMENTS_AS_OF = load("list_appointments_as_of")
+LIST_VERSIONS = load("list_versions")
+LIST_CHANGES = load("list_changes")
+LIST_LAST_CHANGES = load("list_last_changes")
+LIST_AVAILABILITY = load("list_availability")
+LIST_CALENDAR = load("list_calendar")
+LIMIT_TRANSACTIONS = load("limit_transactions")
+LOCK_SCHEMA = load("lock_schema")
+GRANTS = load("grants")
+APPLIED_MIGRATIONS = load("applied_migrations")

@@ -1,0 +1,83 @@
+"""Long polling: requests that wait for a change of their organisation share one query.
+
+A `notify` in the write would serialise the commits of the whole server, and a query for each request would be a load
+that grows with their number. So while any request waits, a process looks every POLL_SECONDS at all organisations that
+are waited for: one statement, with one step into an index for each of them.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+
+from service.database.pool import Database
+from service.database.statements import LIST_LAST_CHANGES
+from service.metrics import CHANGES_WAITING
+from service.problems import ProblemError
+from service.supervisor import supervised
+
+POLL_SECONDS = 0.2
+WAITING_MAX = 5_000  # requests
+
+
+class ChangePoller:
+    def __init__(self, database: Database, is_shutting_down: Callable[[], bool]) -> None:
+        self._database = database
+        self._is_shutting_down = is_shutting_down
+        self._waiting: dict[asyncio.Future[None], tuple[str, int]] = {}  # organisation, last change the client has seen
+        self._somebody = asyncio.Event()
+
+    async def wait(self, organisation: str, after: int, seconds: float, disconnected: Awaitable[None]) -> None:
+        """Returns when there is a later change, the time is up, the client has disconnected, or the service shuts
+        down. Raises ProblemError if there is no room, or the database does not answer."""
+        if len(self._waiting) >= WAITING_MAX:
+            raise ProblemError("OVERLOADED", "Too many requests are waiting for changes.")
+        changed = asyncio.get_running_loop().create_future()
+        gone = asyncio.ensure_future(disconnected)
+        self._waiting[changed] = organisation, after
+        self._somebody.set()
+        CHANGES_WAITING.inc()
+        try:
+            await asyncio.wait({changed, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if changed.done():
+                await changed
+        finally:
+            gone.cancel()
+            del self._waiting[changed]
+            CHANGES_WAITING.dec()
+
+    async def poll(self) -> None:
+        """Runs until it is cancelled."""
+        while True:
+            self._somebody.clear()
+            if not self._waiting:
+                await self._somebody.wait()
+            await asyncio.sleep(POLL_SECONDS)
+            try:
+                last_changes = await self._last_changes()
+            except Exception as error:  # the waiting requests report it
+                self._wake_all(error)
+            else:
+                self._wake(last_changes)
+
+    async def _last_changes(self) -> Mapping[str, int]:
+        organisations = list({organisation for organisation, _ in self._waiting.values()})
+        rows = await self._database.fetch(LIST_LAST_CHANGES, organisations)
+        return {row["org_id"]: row["last_change"] for row in rows}
+
+    def _wake(self, last_changes: Mapping[str, int]) -> None:
+        for changed, (organisation, after) in self._waiting.items():
+            found = last_changes.get(organisation, 0) > after
+            if (found or self._is_shutting_down()) and not changed.done():
+                changed.set_result(None)
+
+    def _wake_all(self, error: Exception) -> None:
+        for changed in self._waiting:
+            if not changed.done():
+                changed.set_exception(error)
+
+
+@asynccontextmanager
+async def open_change_poller(database: Database, is_shutting_down: Callable[[], bool]) -> AsyncIterator[ChangePoller]:
+    poller = ChangePoller(database, is_shutting_down)
+    async with supervised(change_poller=poller.poll):
+        yield poller

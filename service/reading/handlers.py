@@ -1,0 +1,101 @@
+"""The handlers that read: each decodes, calls and answers."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.access.grants import Grant
+from service.contract import parameters
+from service.contract.cursors import VersionPlace
+from service.contract.parameters import ROWS_MAX, Parameters, read_query
+from service.database.statements import (
+    LIST_APPOINTMENTS,
+    LIST_APPOINTMENTS_AS_OF,
+    LIST_AVAILABILITY,
+    LIST_CALENDAR,
+    LIST_CHANGES,
+    LIST_VERSIONS,
+)
+from service.logs import note
+from service.reading.calendar_feed import CalendarFeed
+from service.reading.conditional import not_modified
+from service.reading.formats import ARRAY, PIECES, Format, Rows, accepted_format
+from service.reading.lists import Listing, answer
+from service.reading.state import ReadingState
+
+
+async def list_appointments(request: Request, grant: Grant) -> Response:
+    organisation, query = decode(request, grant, parameters.LIST)
+    form = accepted_format(request.scope)
+    listing = listing_of(organisation, query, form)
+    database = state_of(request)["database"]
+    unchanged = await not_modified(request.scope, database, organisation, form, current=listing.current)
+    return unchanged or await answer(request, listing, query["limit"])
+
+
+def listing_of(organisation: str, query: Mapping[str, Any], form: Format) -> Listing:
+    filters = (query["at"], query["from"], query["to"], query["id"], *(query["cursor"] or (None, None)))
+    arguments = (organisation, *filters, query["includeCancelled"] or False)
+    if as_of := query["asOf"]:
+        return Listing(LIST_APPOINTMENTS_AS_OF, (*arguments, as_of), form, tagged=True, current=False)
+    return Listing(LIST_APPOINTMENTS, arguments, form, tagged=True)
+
+
+async def list_versions(request: Request, grant: Grant) -> Response:
+    organisation, query = decode(request, grant, parameters.VERSIONS)
+    arguments = (organisation, query["id"], query["cursor"])
+    listing = Listing(LIST_VERSIONS, arguments, accepted_format(request.scope), VersionPlace)
+    return await answer(request, listing, query["limit"])
+
+
+async def list_changes(request: Request, grant: Grant) -> Response:
+    organisation, query = decode(request, grant, parameters.CHANGES)
+    after, state = query["after"] or 0, state_of(request)
+    fetch = partial(state["database"].fetch, LIST_CHANGES, organisation, after, query["limit"] or ROWS_MAX)
+    changes = await fetch()
+    if not changes and query["wait"]:
+        await state["change_poller"].wait(organisation, after, query["wait"], disconnected(request))
+        changes = await fetch()
+    return await changes_answer(changes, after, accepted_format(request.scope))
+
+
+async def changes_answer(changes: Rows, after: int, form: Format) -> Response:
+    cursor = changes[-1]["sequence_number"] if changes else after
+    body = form.body(await form.texts(changes))
+    if form is ARRAY:
+        body = f'{{"changes":{body},"cursor":"{cursor}"}}'
+    return Response(body, headers={"X-Changes-Cursor": str(cursor), "Vary": "Accept"}, media_type=form.media_type)
+
+
+async def disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def list_availability(request: Request, grant: Grant) -> Response:
+    organisation, query = decode(request, grant, parameters.AVAILABILITY)
+    arguments = (organisation, query["from"], query["to"], query["minMinutes"] or 0)
+    return await answer(request, Listing(LIST_AVAILABILITY, arguments, PIECES))
+
+
+async def calendar(request: Request, grant: Grant) -> Response:
+    organisation, _ = decode(request, grant, parameters.CALENDAR)
+    form = CalendarFeed(organisation)
+    unchanged = await not_modified(request.scope, state_of(request)["database"], organisation, form)
+    return unchanged or await answer(request, Listing(LIST_CALENDAR, (organisation,), form, tagged=True))
+
+
+def state_of(request: Request) -> ReadingState:
+    state: ReadingState = request.scope["state"]
+    return state
+
+
+def decode(request: Request, grant: Grant, known: Parameters) -> tuple[str, dict[str, Any]]:
+    """The organisation and the parameters. Raises ProblemError."""
+    query = read_query(request.scope["query_string"], known)
+    organisation = grant.organisation(query["org"])
+    note(organisation=organisation)
+    return organisation, query

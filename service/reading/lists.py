@@ -1,0 +1,102 @@
+"""Lists: fetched whole, page by page, or as a stream."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, urlencode
+
+import structlog
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from service.contract.cursors import ListPlace, Place, cursor_after
+from service.contract.parameters import ROWS_MAX
+from service.database.pool import Database
+from service.database.statements import Statement
+from service.problems import ProblemError
+from service.reading.conditional import tagged_headers
+from service.reading.formats import PIECES, Format, Rows
+from service.reading.state import ReadingState
+
+log = structlog.get_logger()
+
+
+class Listing(NamedTuple):
+    """A statement that lists rows, with all its arguments but the last, the largest number of rows."""
+
+    statement: Statement
+    arguments: tuple[object, ...]
+    form: Format
+    place: Place = ListPlace  # what a page ends with
+    tagged: bool = False  # the rows tell the organisation's last change
+    current: bool = True  # the rows are the current state
+
+    def headers(self, rows: Rows) -> dict[str, str]:
+        if self.tagged:
+            return tagged_headers(rows[0]["last_change"], self.form, current=self.current)
+        return {} if self.form is PIECES else {"Vary": "Accept"}
+
+
+async def answer(request: Request, listing: Listing, limit: int | None = None) -> Response:
+    """A page of at most `limit` rows; without a limit the whole list, streamed if it is long."""
+    state: ReadingState = request.scope["state"]
+    rows = await state["database"].fetch(listing.statement, *listing.arguments, (limit or ROWS_MAX) + 1)
+    more = len(rows) > (limit or ROWS_MAX)
+    if limit is None and more:
+        return Stream(listing, state["stream_database"], state["settings"].stream_ms_max / 1e3)
+    headers = listing.headers(rows)
+    texts = await listing.form.texts(rows)
+    if more:
+        texts.pop()
+        headers["Link"] = next_link(request.scope, cursor_after(texts[-1], listing.place))
+    return Response(listing.form.body(texts), headers=headers, media_type=listing.form.media_type)
+
+
+def next_link(scope: Scope, cursor: str) -> str:
+    """The value of `Link` (RFC 8288): the same request, from the cursor on."""
+    kept = [(name, value) for name, value in parse_qsl(scope["query_string"].decode()) if name != "cursor"]
+    return f'<{scope["path"]}?{urlencode([*kept, ("cursor", cursor)])}>; rel="next"'
+
+
+class Stream(Response):
+    """A list that is read while it is sent, and so never held in memory as a whole. The connection is cut if the client
+    reads too slowly, because a stream holds a connection and a snapshot."""
+
+    def __init__(self, listing: Listing, database: Database, seconds_max: float) -> None:
+        self._listing = listing
+        self._database = database
+        self._seconds_max = seconds_max
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        listing = self._listing
+        async with self._database.connection() as connection:
+            try:
+                async with (
+                    asyncio.timeout(self._seconds_max),
+                    connection.cursor(listing.statement, *listing.arguments, None) as cursor,
+                ):
+                    rows = await cursor.fetch(ROWS_MAX)
+                    body = self._body(rows, cursor) if scope["method"] == "GET" else nothing()
+                    response = StreamingResponse(
+                        body, headers=listing.headers(rows), media_type=listing.form.media_type
+                    )
+                    await response(scope, receive, send)
+            except TimeoutError:
+                log.warning("list cut: it took too long", seconds_max=self._seconds_max)
+                raise ProblemError("OVERLOADED", "The list took too long.") from None
+
+    async def _body(self, rows: Rows, cursor: Any) -> AsyncIterator[str]:
+        form = self._listing.form
+        before = form.opening
+        while rows:
+            yield before + form.between.join(await form.texts(rows))
+            before = form.between
+            rows = await cursor.fetch(ROWS_MAX)
+        yield form.closing
+
+
+async def nothing() -> AsyncIterator[str]:
+    """The body of an answer to HEAD."""
+    return
+    yield

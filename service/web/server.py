@@ -1,0 +1,94 @@
+"""uvicorn, set up for this service: one process on a socket that is already listening."""
+
+import gc
+import resource
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import ceil
+from types import FrameType
+
+import msgspec
+import structlog
+import uvicorn
+from starlette.types import ASGIApp
+
+from service.problems import StartError
+from service.settings import Settings
+from service.web.load_shedding import SheddingConnection
+
+log = structlog.get_logger()
+
+GARBAGE_OBJECTS = 20_000  # before a collection; the default of 700 costs 4 % of the time
+DESCRIPTORS_KEPT = 200  # for the database, logs and libraries
+BACKLOG = 2048  # as uvicorn's
+
+CreateApp = Callable[[Settings], ASGIApp]
+
+
+@contextmanager
+def listening(settings: Settings) -> Iterator[socket.socket]:
+    """The socket, opened before anything is started: early clients wait in its queue. Raises StartError."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)  # two processes may bind one port, but only one may listen
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "not the name of a host"
+        raise StartError(
+            f"Cannot listen on {settings.host}, port {settings.port}: {reason}. "
+            "Stop the program that uses it (another make serve?), or set HOST or PORT."
+        ) from error
+    with listener:
+        yield listener
+
+
+class Server(uvicorn.Server):
+    """Always ends in the same way: uvicorn's own server skips the end of the lifespan at a second Ctrl-C, and raises
+    the signal again at its end."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's names
+        self.should_exit = True
+
+
+def run(create_app: CreateApp, settings: Settings, listener: socket.socket) -> None:
+    """Serves until SIGINT, or SIGTERM and the drain period; then answers the requests in flight."""
+    gc.freeze()  # objects that exist by now stay alive, so collections need not visit them
+    gc.set_threshold(GARBAGE_OBJECTS)
+    settings = within_descriptors(settings)
+    config = uvicorn.Config(
+        create_app(settings),
+        loop="uvloop",
+        http=SheddingConnection,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=ceil(settings.shutdown_grace_ms / 1e3),
+    )
+    try:
+        Server(config).run(sockets=[listener])
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):  # only the clean-up follows
+            signal.signal(number, signal.SIG_IGN)
+
+
+def within_descriptors(settings: Settings) -> Settings:
+    """Raises the limit of open files to what the connections need, or else lowers `connections_max`."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = settings.connections_max + DESCRIPTORS_KEPT
+    possible = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < possible:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (possible, hard))
+    if possible == wanted:
+        return settings
+    room = possible - DESCRIPTORS_KEPT
+    log.warning("fewer connections than CONNECTIONS_MAX", connections_max=room, open_files_max=hard)
+    return msgspec.structs.replace(settings, connections_max=room)

@@ -1,0 +1,93 @@
+"""The handlers that write: each decodes, calls and answers."""
+
+from http import HTTPStatus
+from typing import TypedDict
+
+import msgspec
+import structlog
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.access.grants import Grant
+from service.contract.answers import Accepted, BatchResults, ItemResult
+from service.contract.body import Appointment, decode_appointment, split_batch
+from service.logs import note
+from service.metrics import VERDICTS
+from service.problems import Conflict, ProblemError, as_problem_error
+from service.writing.batch import Verdict
+from service.writing.writer import Writer
+
+log = structlog.get_logger()
+
+OK = Response(msgspec.json.encode(Accepted("ok")), media_type="application/json")
+IGNORED_STALE = Response(msgspec.json.encode(Accepted("ignored-stale")), media_type="application/json")
+
+
+class WritingState(TypedDict):
+    """What the application holds for this package."""
+
+    writer: Writer
+
+
+async def post_appointment(request: Request, grant: Grant, body: bytes) -> Response:
+    appointment = decode_appointment(body)
+    appointment.org_id = grant.organisation(appointment.org_id)
+    note(organisation=appointment.org_id)
+    verdict = await writer_of(request).write(appointment)
+    note(verdict=verdict.outcome)
+    VERDICTS[verdict.outcome].inc()
+    if verdict.outcome == "conflict":
+        raise conflict(verdict.blocker)
+    return OK if verdict.outcome == "ok" else IGNORED_STALE
+
+
+async def post_batch(request: Request, grant: Grant, body: bytes) -> Response:
+    bodies = split_batch(request.scope, body)
+    note(items=len(bodies))
+    writer = writer_of(request)
+    with writer.room_for_items(len(bodies)):
+        items = [decode_item(body, grant) for body in bodies]
+        valid = [item for item in items if isinstance(item, Appointment)]
+        outcomes = iter(await writer.write_in_order(valid))
+    results = [result(item if isinstance(item, ProblemError) else next(outcomes)) for item in items]
+    return Response(msgspec.json.encode(BatchResults(results)), media_type="application/json")
+
+
+def writer_of(request: Request) -> Writer:
+    """`request.state` would copy the state for each request, which costs as much as decoding a body."""
+    state: WritingState = request.scope["state"]
+    return state["writer"]
+
+
+def decode_item(body: bytes, grant: Grant) -> Appointment | ProblemError:
+    try:
+        appointment = decode_appointment(body)
+        appointment.org_id = grant.organisation(appointment.org_id)
+        return appointment
+    except ProblemError as error:
+        return error
+
+
+def result(outcome: Verdict | BaseException) -> ItemResult:
+    """Without a verdict, an item is invalid or its outcome is unknown."""
+    if isinstance(outcome, Verdict):
+        VERDICTS[outcome.outcome].inc()
+        if outcome.outcome == "conflict":
+            return ItemResult("conflict", conflict(outcome.blocker).problem)
+        return ItemResult("ok" if outcome.outcome == "ok" else "ignored-stale")
+    problem = as_problem_error(outcome).problem
+    if problem.code == "INTERNAL":
+        log.error("item of a batch failed", exc_info=outcome)
+    invalid = problem.status < HTTPStatus.INTERNAL_SERVER_ERROR
+    return ItemResult("invalid" if invalid else "unknown", problem)
+
+
+def conflict(blocker: Conflict | None) -> ProblemError:
+    if blocker is None:
+        detail = "The time range overlaps another appointment of this organisation."
+        return ProblemError("TIME_RANGE_UNAVAILABLE", detail)
+    return ProblemError(
+        "TIME_RANGE_UNAVAILABLE",
+        f'The time range overlaps appointment "{blocker.external_id}" of this organisation.',
+        conflict=blocker,
+    )

@@ -1,0 +1,112 @@
+"""The lane: one connection, and the queue of writes that wait for its next batch.
+
+While a batch is under way new writes queue, and the next batch takes what has gathered. There is no timer, so a lone
+write waits for nobody. Writes of a batch that touch each other go into calls that follow one another in one pipeline
+and commit together, so the outcome is that of some sequential order. The lane waits for no organisation's lock, and
+for no row lock of another session longer than LOCK_MS_MAX: such writes continue in contended.py.
+"""
+
+import asyncio
+from collections import Counter, deque
+from time import monotonic
+
+import structlog
+
+from service import metrics
+from service.database.connection import Connection, open_connection
+from service.database.failures import UNKNOWN_OUTCOME, Action, action_for
+from service.database.statements import UPSERT_APPOINTMENT
+from service.problems import ProblemError
+from service.settings import Settings
+from service.writing.batch import WRITES_MAX, Write, arrange, settle
+from service.writing.contended import LOCK_MS_MAX, ContendedWrites, too_late
+
+log = structlog.get_logger()
+
+BUSY_ROUNDS_MAX = 3  # of one write, before it waits for the lock
+BACK_OFF_SECONDS = (0.05, 0.1, 0.2, 0.5)  # before connecting again; the last one from then on
+NOTHING_WRITTEN = "The database does not answer; nothing was written."
+
+
+class Lane:
+    def __init__(self, contended: ContendedWrites, settings: Settings) -> None:
+        self._contended = contended
+        self._settings = settings
+        self._queue: deque[Write] = deque()  # in order of arrival
+        self._awake = asyncio.Event()
+        self._down = False
+
+    def put(self, write: Write) -> None:
+        """Raises ProblemError, a 503, while the database does not answer."""
+        if self._down:
+            raise ProblemError("DATABASE_UNAVAILABLE", NOTHING_WRITTEN)
+        self._queue.append(write)
+        self._awake.set()
+
+    def expire(self, queued_before: float) -> None:
+        while self._queue and self._queue[0].queued_at < queued_before:
+            self._queue.popleft().refuse(too_late())
+
+    async def run(self) -> None:
+        """Runs until it is cancelled. A lost connection is replaced; until then writes are refused at once."""
+        attempts = 0
+        while True:
+            try:
+                async with open_connection(self._settings, LOCK_MS_MAX, on_close=self._awake.set) as connection:
+                    attempts, self._down = 0, False
+                    await self._serve(connection)
+            except Exception as error:  # after any failure the lane goes on with a new connection
+                log.warning("lane lost its connection", cause=type(error).__name__, attempts=attempts)
+            if attempts:
+                self._down = True
+                while self._queue:
+                    self._queue.popleft().refuse(ProblemError("DATABASE_UNAVAILABLE", NOTHING_WRITTEN))
+                await asyncio.sleep(BACK_OFF_SECONDS[min(attempts, len(BACK_OFF_SECONDS)) - 1])
+            attempts += 1
+
+    async def _serve(self, connection: Connection) -> None:
+        while not connection.is_closed():
+            self._awake.clear()
+            if batch := self._take():
+                await self._decide(connection, batch)
+            else:
+                await self._awake.wait()
+
+    def _take(self) -> list[Write]:
+        batch: list[Write] = []
+        while self._queue and len(batch) < WRITES_MAX:
+            write = self._queue.popleft()
+            if not write.future.done():
+                batch.append(write)
+        return batch
+
+    async def _decide(self, connection: Connection, batch: list[Write]) -> None:
+        """Raises errors that leave the connection in doubt, after all writes of the batch are refused."""
+        metrics.BATCH_WRITES.observe(len(batch))
+        metrics.QUEUE_WAIT_SECONDS.observe(monotonic() - batch[0].queued_at)
+        runs = arrange(batch)
+        try:
+            rows = await connection.fetch_many(UPSERT_APPOINTMENT, [run.arguments() for run in runs])
+            busy = settle(runs, rows)
+        except Exception as error:
+            if action_for(error) is Action.UNAVAILABLE:
+                for write in batch:
+                    write.refuse(ProblemError("DATABASE_UNAVAILABLE", UNKNOWN_OUTCOME))
+                raise
+            self._contended.put(batch)  # so that a write that is at fault fails alone
+        else:
+            self._carry(busy)
+
+    def _carry(self, busy: list[Write]) -> None:
+        """Moves busy writes to the front of the next batch. A write that was busy too often waits for its lock, and so,
+        at once, do several writes of one organisation: it is contended."""
+        metrics.BUSY_CARRIES.inc(len(busy))
+        writes_of = Counter(write.organisation for write in busy)
+        waiting: list[Write] = []
+        again: list[Write] = []
+        for write in busy:
+            write.busy_rounds += 1
+            contended = write.busy_rounds == BUSY_ROUNDS_MAX or writes_of[write.organisation] > 1
+            (waiting if contended else again).append(write)
+        self._contended.put(waiting)
+        self._queue.extendleft(reversed(again))

@@ -1,0 +1,30 @@
+"""The service with other constants: `python -m tests.launcher serve`. Limits that no operator would turn are constants;
+a test that has to reach one names it like a setting."""
+
+import os
+import sys
+from importlib import import_module
+
+from service.__main__ import main
+
+CONSTANTS = {
+    "AUTH_JWKS_SECONDS": "service.access.published_keys.REFRESH_SECONDS",
+    "BATCH_ITEMS_WAITING_MAX": "service.writing.writer.ITEMS_WAITING_MAX",
+    "BODY_MS_MAX": "service.web.deadlines.BODY_MS_MAX",
+    "CHANGES_WAITING_MAX": "service.reading.change_poller.WAITING_MAX",
+    "FRAMED_BODY_BYTES_MAX": "service.web.connection.BODY_BYTES_MAX",
+    "HEADER_BYTES_MAX": "service.web.connection.HEADER_BYTES_MAX",
+    "HEADER_MS_MAX": "service.web.deadlines.HEAD_MS_MAX",
+    "LINGER_MS_MAX": "service.web.deadlines.LINGER_MS_MAX",
+    "POOL_WAITING_MAX": "service.database.pool.POOL_WAITING_MAX",
+    "POOL_WAIT_MS_MAX": "service.database.pool.POOL_WAIT_MS_MAX",
+    "STREAM_CONNECTIONS_MAX": "service.app.STREAM_CONNECTIONS_MAX",
+}
+
+if __name__ == "__main__":
+    for name, path in CONSTANTS.items():
+        if name in os.environ:
+            module, _, constant = path.rpartition(".")
+            assert hasattr(import_module(module), constant), path
+            setattr(import_module(module), constant, int(os.environ[name]))
+    sys.exit(main())
