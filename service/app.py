@@ -1,20 +1,20 @@
 """The application, put together: routes, state and lifespan."""
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import TypedDict
 
 import structlog
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
 from service import VERSION, metrics
-from service.access.tokens import open_tokens
+from service.access.tokens import Tokens, open_tokens
 from service.contract import body
-from service.database.pool import open_database
+from service.database.pool import Database, open_database
 from service.reading import handlers as reading
-from service.reading.change_poller import open_change_poller
-from service.reading.state import ReadingState
+from service.reading.change_poller import ChangePoller, open_change_poller
 from service.settings import Settings
 from service.supervisor import supervised
 from service.web import docs, probes
@@ -24,9 +24,8 @@ from service.web.deadlines import keep_deadlines
 from service.web.endpoint import BodyRoom, Endpoint, not_found
 from service.web.request_context import RequestContext
 from service.web.shutdown import Shutdown, draining
-from service.web.state import WebState
 from service.writing import handlers as writing
-from service.writing.writer import open_writer
+from service.writing.writer import Writer, open_writer
 
 APPOINTMENTS = "/api/appointments"
 STREAM_CONNECTIONS_MAX = 4  # lists of more than 1,000 rows in progress
@@ -35,8 +34,21 @@ STREAM_SLACK_MS = 1_000  # the service cuts a stream before the database does
 log = structlog.get_logger()
 
 
-class State(WebState, ReadingState, writing.WritingState):
-    pass
+class State(TypedDict):
+    """What the handlers and the server find in `scope["state"]`."""
+
+    settings: Settings
+    connections: set[Connection]
+    shed_path: str  # a POST to it is refused unread
+    admits: Callable[[], bool]  # unless this says that there is room
+    tokens: Tokens | None
+    body_room: BodyRoom
+    database: Database
+    probe_database: Database
+    stream_database: Database
+    change_poller: ChangePoller
+    writer: Writer
+    shutdown: Shutdown
 
 
 def routes(settings: Settings) -> list[Route]:

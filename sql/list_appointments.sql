@@ -23,8 +23,9 @@
 -- needs a plan of its own each time: 0.63 ms a read against 0.27.
 --
 -- Cancelled appointments may overlap anything, so for them an instant does not bound the starts from below. Their
--- branch is behind a one-time filter, so without $8 it is never executed. Of either kind no more rows are read
--- than asked for.
+-- branch is behind a one-time filter, so without $8 it is never executed. Both branches are merged in order, without
+-- sorting all rows, so a stream uses constant memory here too; and no more rows of either are read than asked for. A
+-- statement for active appointments alone takes 0.02 ms less for one row, and 7 % less for 1,000.
 --
 -- Where the JSON is built, medians in ms on PostgreSQL 18, 2 cores, asyncpg included:
 --                                           1 row   10,000 rows
@@ -99,7 +100,7 @@ left join lateral (
         end as appointment
     from (
         (
-            select active.*
+            select active.*, lower(active.during) as starts_at
             from appointments as active
             where active.org_id = $1::text
                 and not active.cancelled
@@ -107,12 +108,12 @@ left join lateral (
                 and (upper(active.during) > asked.ends_after) is not false
                 and (active.external_id = $5::text) is not false
                 and ((lower(active.during), active.external_id) > ($6::timestamptz, $7::text)) is not false
-            order by lower(active.during)
+            order by starts_at, active.external_id
             limit $9::int8
         )
         union all
         (
-            select gone.*
+            select gone.*, lower(gone.during) as starts_at
             from appointments as gone
             where $8::bool
                 and gone.org_id = $1::text
@@ -122,10 +123,10 @@ left join lateral (
                 and (lower(gone.during), gone.external_id) <= (asked.last_start, asked.last_cancelled_id)
                 and (upper(gone.during) > asked.ends_after) is not false
                 and ((lower(gone.during), gone.external_id) > ($6::timestamptz, $7::text)) is not false
-            order by lower(gone.during), gone.external_id
+            order by starts_at, gone.external_id
             limit $9::int8
         )
     ) as a
-    order by lower(a.during), a.external_id
+    order by a.starts_at, a.external_id
     limit $9::int8
 ) as listed on true;

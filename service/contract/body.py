@@ -38,9 +38,8 @@ class AppointmentPayload(Struct, rename="camel", kw_only=True):
     cancelled: Cancelled = None
 
 
-class Appointment(Struct, kw_only=True):
-    """A valid payload: instants in UTC and in order. `org_id` is trimmed; empty if none was given, until the handler
-    asks the bearer's grant for the default."""
+class Appointment(Struct, frozen=True, kw_only=True):
+    """A valid payload: instants in UTC and in order. `org_id` is trimmed; empty if none was given."""
 
     id: str
     start: datetime

@@ -1,7 +1,7 @@
 """Conditional requests: weak entity tags that change with every change of the organisation."""
 
+from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Scope
 
 from service import VERSION
 from service.contract.headers import header, matches
@@ -17,13 +17,12 @@ def tagged_headers(last_change: int, form: Format, *, current: bool) -> dict[str
     return headers | ({"X-Changes-Cursor": str(last_change)} if current else {})
 
 
-async def not_modified(
-    scope: Scope, database: Database, organisation: str, form: Format, *, current: bool = True
-) -> Response | None:
+async def not_modified(request: Request, organisation: str, form: Format, *, current: bool = True) -> Response | None:
     """A 304 if the client already has the current answer."""
-    tags = header(scope, b"if-none-match")
+    tags = header(request.scope, b"if-none-match")
     if not tags:
         return None
+    database: Database = request.scope["state"]["database"]
     [row] = await database.fetch(LIST_LAST_CHANGES, [organisation])
     headers = tagged_headers(row["last_change"], form, current=current)
     return Response(status_code=304, headers=headers) if matches(tags, headers["ETag"]) else None

@@ -11,28 +11,21 @@ from service.access.grants import Grant
 from service.contract import parameters
 from service.contract.cursors import VersionPlace
 from service.contract.parameters import ROWS_MAX, Parameters, read_query
-from service.database.statements import (
-    LIST_APPOINTMENTS,
-    LIST_APPOINTMENTS_AS_OF,
-    LIST_AVAILABILITY,
-    LIST_CALENDAR,
-    LIST_CHANGES,
-    LIST_VERSIONS,
-)
+from service.database import statements as sql
+from service.database.pool import Database
 from service.logs import note
 from service.reading.calendar_feed import CalendarFeed
+from service.reading.change_poller import ChangePoller
 from service.reading.conditional import not_modified
 from service.reading.formats import ARRAY, PIECES, Format, Rows, accepted_format
 from service.reading.lists import Listing, answer
-from service.reading.state import ReadingState
 
 
 async def list_appointments(request: Request, grant: Grant) -> Response:
     organisation, query = decode(request, grant, parameters.LIST)
     form = accepted_format(request.scope)
     listing = listing_of(organisation, query, form)
-    database = state_of(request)["database"]
-    unchanged = await not_modified(request.scope, database, organisation, form, current=listing.current)
+    unchanged = await not_modified(request, organisation, form, current=listing.current)
     return unchanged or await answer(request, listing, query["limit"])
 
 
@@ -40,24 +33,26 @@ def listing_of(organisation: str, query: Mapping[str, Any], form: Format) -> Lis
     filters = (query["at"], query["from"], query["to"], query["id"], *(query["cursor"] or (None, None)))
     arguments = (organisation, *filters, query["includeCancelled"] or False)
     if as_of := query["asOf"]:
-        return Listing(LIST_APPOINTMENTS_AS_OF, (*arguments, as_of), form, tagged=True, current=False)
-    return Listing(LIST_APPOINTMENTS, arguments, form, tagged=True)
+        return Listing(sql.LIST_APPOINTMENTS_AS_OF, (*arguments, as_of), form, tagged=True, current=False)
+    return Listing(sql.LIST_APPOINTMENTS, arguments, form, tagged=True)
 
 
 async def list_versions(request: Request, grant: Grant) -> Response:
     organisation, query = decode(request, grant, parameters.VERSIONS)
     arguments = (organisation, query["id"], query["cursor"])
-    listing = Listing(LIST_VERSIONS, arguments, accepted_format(request.scope), VersionPlace)
+    listing = Listing(sql.LIST_VERSIONS, arguments, accepted_format(request.scope), VersionPlace)
     return await answer(request, listing, query["limit"])
 
 
 async def list_changes(request: Request, grant: Grant) -> Response:
     organisation, query = decode(request, grant, parameters.CHANGES)
-    after, state = query["after"] or 0, state_of(request)
-    fetch = partial(state["database"].fetch, LIST_CHANGES, organisation, after, query["limit"] or ROWS_MAX)
+    after = query["after"] or 0
+    database: Database = request.scope["state"]["database"]
+    fetch = partial(database.fetch, sql.LIST_CHANGES, organisation, after, query["limit"] or ROWS_MAX)
     changes = await fetch()
     if not changes and query["wait"]:
-        await state["change_poller"].wait(organisation, after, query["wait"], disconnected(request))
+        poller: ChangePoller = request.scope["state"]["change_poller"]
+        await poller.wait(organisation, after, query["wait"], disconnected(request))
         changes = await fetch()
     return await changes_answer(changes, after, accepted_format(request.scope))
 
@@ -78,19 +73,14 @@ async def disconnected(request: Request) -> None:
 async def list_availability(request: Request, grant: Grant) -> Response:
     organisation, query = decode(request, grant, parameters.AVAILABILITY)
     arguments = (organisation, query["from"], query["to"], query["minMinutes"] or 0)
-    return await answer(request, Listing(LIST_AVAILABILITY, arguments, PIECES))
+    return await answer(request, Listing(sql.LIST_AVAILABILITY, arguments, PIECES))
 
 
 async def calendar(request: Request, grant: Grant) -> Response:
     organisation, _ = decode(request, grant, parameters.CALENDAR)
     form = CalendarFeed(organisation)
-    unchanged = await not_modified(request.scope, state_of(request)["database"], organisation, form)
-    return unchanged or await answer(request, Listing(LIST_CALENDAR, (organisation,), form, tagged=True))
-
-
-def state_of(request: Request) -> ReadingState:
-    state: ReadingState = request.scope["state"]
-    return state
+    unchanged = await not_modified(request, organisation, form)
+    return unchanged or await answer(request, Listing(sql.LIST_CALENDAR, (organisation,), form, tagged=True))
 
 
 def decode(request: Request, grant: Grant, known: Parameters) -> tuple[str, dict[str, Any]]:

@@ -17,7 +17,6 @@ from service.database.statements import Statement
 from service.problems import ProblemError
 from service.reading.conditional import tagged_headers
 from service.reading.formats import PIECES, Format, Rows
-from service.reading.state import ReadingState
 
 log = structlog.get_logger()
 
@@ -40,8 +39,9 @@ class Listing(NamedTuple):
 
 async def answer(request: Request, listing: Listing, limit: int | None = None) -> Response:
     """A page of at most `limit` rows; without a limit the whole list, streamed if it is long."""
-    state: ReadingState = request.scope["state"]
-    rows = await state["database"].fetch(listing.statement, *listing.arguments, (limit or ROWS_MAX) + 1)
+    state = request.scope["state"]
+    database: Database = state["database"]
+    rows = await database.fetch(listing.statement, *listing.arguments, (limit or ROWS_MAX) + 1)
     more = len(rows) > (limit or ROWS_MAX)
     if limit is None and more:
         return Stream(listing, state["stream_database"], state["settings"].stream_ms_max / 1e3)

@@ -1,7 +1,6 @@
 """From an ASGI request to a handler and back: method, grant, body, response."""
 
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -61,25 +60,13 @@ class BodyRoom:
     """Limits what all bodies that arrive in several pieces hold together; many clients could send more than fits."""
 
     def __init__(self, bytes_max: int) -> None:
-        self._bytes_left = bytes_max
+        self.bytes_left = bytes_max
 
-    @contextmanager
-    def reserved(self) -> Iterator[Callable[[int], None]]:
-        """Yields a function to be called with the size of each piece. It raises ProblemError, a 503, if there is no
-        room."""
-        taken = 0
-
-        def take(size: int) -> None:
-            nonlocal taken
-            if size > self._bytes_left:
-                raise ProblemError("OVERLOADED", "Too many request bodies are incomplete; nothing was written.")
-            self._bytes_left -= size
-            taken += size
-
-        try:
-            yield take
-        finally:
-            self._bytes_left += taken
+    def take(self, size: int) -> None:
+        """Raises ProblemError, a 503, if there is no room."""
+        if size > self.bytes_left:
+            raise ProblemError("OVERLOADED", "Too many request bodies are incomplete; nothing was written.")
+        self.bytes_left -= size
 
 
 async def read_body(request: Request, kind: BodyKind) -> bytes:
@@ -93,18 +80,18 @@ async def read_body(request: Request, kind: BodyKind) -> bytes:
         if len(piece) > kind.bytes_max:
             raise too_large(kind)
         return piece
-    pieces, size = [piece], len(piece)
-    body_room: BodyRoom = request.scope["state"]["body_room"]
-    with body_room.reserved() as take:
-        take(size)
-        while more:
-            piece, more = await read_piece(request)
-            take(len(piece))
-            pieces.append(piece)
-            size += len(piece)
-            if size > kind.bytes_max:
+    body = bytearray()
+    room: BodyRoom = request.scope["state"]["body_room"]
+    try:
+        while piece or more:
+            room.take(len(piece))
+            body += piece
+            if len(body) > kind.bytes_max:
                 raise too_large(kind)
-    return b"".join(pieces)
+            piece, more = await read_piece(request) if more else (b"", False)
+    finally:
+        room.bytes_left += len(body)
+    return bytes(body)
 
 
 async def read_piece(request: Request) -> tuple[bytes, bool]:

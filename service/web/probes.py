@@ -1,16 +1,18 @@
 """Probes and metrics for operators."""
 
+from typing import Any
+
 import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 
 from service.access.grants import Grant
+from service.access.tokens import Tokens
 from service.contract.answers import Accepted
 from service.database import schema
 from service.metrics import exposition
 from service.problems import ProblemError
-from service.web.state import WebState
 
 OK = Response(msgspec.json.encode(Accepted("ok")), media_type="application/json")
 
@@ -30,9 +32,10 @@ async def metrics(_: Request, grant: Grant) -> Response:
     return Response(exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
-async def why_not_ready(state: WebState) -> str | None:
+async def why_not_ready(state: dict[str, Any]) -> str | None:
     """The reason as a sentence, or None."""
-    if state["tokens"] and (reason := state["tokens"].why_not_ready()):
+    tokens: Tokens | None = state["tokens"]
+    if tokens and (reason := tokens.why_not_ready()):
         return reason
     if state["shutdown"].begun:
         return "The service is shutting down."

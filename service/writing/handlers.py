@@ -1,10 +1,10 @@
 """The handlers that write: each decodes, calls and answers."""
 
 from http import HTTPStatus
-from typing import TypedDict
 
 import msgspec
 import structlog
+from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -23,15 +23,8 @@ OK = Response(msgspec.json.encode(Accepted("ok")), media_type="application/json"
 IGNORED_STALE = Response(msgspec.json.encode(Accepted("ignored-stale")), media_type="application/json")
 
 
-class WritingState(TypedDict):
-    """What the application holds for this package."""
-
-    writer: Writer
-
-
 async def post_appointment(request: Request, grant: Grant, body: bytes) -> Response:
-    appointment = decode_appointment(body)
-    appointment.org_id = grant.organisation(appointment.org_id)
+    appointment = granted_appointment(body, grant)
     note(organisation=appointment.org_id)
     verdict = await writer_of(request).write(appointment)
     note(verdict=verdict.outcome)
@@ -54,16 +47,21 @@ async def post_batch(request: Request, grant: Grant, body: bytes) -> Response:
 
 
 def writer_of(request: Request) -> Writer:
-    """`request.state` would copy the state for each request, which costs as much as decoding a body."""
-    state: WritingState = request.scope["state"]
-    return state["writer"]
+    """`request.state` would wrap the state for each request, which costs as much as decoding a body."""
+    writer: Writer = request.scope["state"]["writer"]
+    return writer
+
+
+def granted_appointment(body: bytes, grant: Grant) -> Appointment:
+    """Raises ProblemError for a body that is not valid, and for an organisation that the grant does not include."""
+    appointment = decode_appointment(body)
+    organisation = grant.organisation(appointment.org_id)
+    return appointment if organisation == appointment.org_id else replace(appointment, org_id=organisation)
 
 
 def decode_item(body: bytes, grant: Grant) -> Appointment | ProblemError:
     try:
-        appointment = decode_appointment(body)
-        appointment.org_id = grant.organisation(appointment.org_id)
-        return appointment
+        return granted_appointment(body, grant)
     except ProblemError as error:
         return error
 

@@ -81,6 +81,6 @@ def test_with_answers_before_the_commit_the_checker_says_no(database_url: str, t
                 busy = settle(runs, rows)
                 await asyncio.sleep(0.05)
         except"""
-    program = without(tmp_path, "service/writer.py", right, early)
+    program = without(tmp_path, "service/writing/lane.py", right, early)
     with recorded(database_url, tmp_path, PYTHONPATH=str(program)) as record:
         assert record.unexplained()

@@ -44,9 +44,8 @@ def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
         ("AUTH_JWKS_URL", "https://[::1"),
         ("AUTH_JWKS_URL", "https://h:99999999/"),
         ("STATEMENT_MS_MAX", "3000000000"),
-        ("BODY_BYTES_MAX", "0"),
+        ("BUFFER_BYTES_MAX", "0"),
         ("POOL_CONNECTIONS_MAX", "none"),
-        ("PATIENT_CONNECTIONS_MAX", "2"),
         ("SHUTDOWN_GRACE_MS", "1s"),
     ],
 )

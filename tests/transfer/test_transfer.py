@@ -95,7 +95,7 @@ def test_an_export_may_be_as_of_an_instant(service: ServiceProcess, organisation
         (["export", "--as-of", "x"], b"error: The service refuses: "),
         (["import", "/nowhere"], b"No such file"),
         (["import", "-", "--url", "http://127.0.0.1:1"], b"error: No service answers at http://127.0.0.1:1"),
-        (["export", "--url", "http://127.0.0.1:1"], b"error: The list is not whole"),
+        (["export", "--url", "http://127.0.0.1:1"], b"error: The list is incomplete"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(service: ServiceProcess, arguments: list[str], message: bytes) -> None:
@@ -122,4 +122,4 @@ def test_a_cut_export_does_not_look_whole(database_url: str, tmp_path: Path) -> 
     with running_service(tmp_path, DATABASE_URL=database_url, STREAM_MS_MAX="50") as process:
         done = run("export", "--org", "long", "--url", process.url)
     assert done.returncode == 1
-    assert b"error: The list is not whole" in done.stderr
+    assert b"error: The list is incomplete" in done.stderr
