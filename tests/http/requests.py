@@ -1,4 +1,4 @@
-"""Requests of the HTTP tests, and what every answer must be."""
+"""Requests for the HTTP tests, and assertions that every response must satisfy."""
 
 from typing import Any
 
@@ -21,8 +21,8 @@ MEMBERS = {"type", "title", "status", "code", "detail"}
 
 
 def payload(org_id: str | None, **changes: Any) -> dict[str, Any]:
-    """A sound payload from 10:00 to 10:30, with changes."""
-    sound = {
+    """A valid payload from 10:00 to 10:30, with `changes` applied."""
+    valid = {
         "id": "a-1",
         "start": "2020-10-10 10:00",
         "end": "2020-10-10 10:30",
@@ -30,7 +30,7 @@ def payload(org_id: str | None, **changes: Any) -> dict[str, Any]:
         "updatedAt": "2020-09-28 14:23:12",
         "orgId": org_id,
     }
-    return sound | changes
+    return valid | changes
 
 
 def post(client: httpx.Client, org_id: str | None, **changes: Any) -> httpx.Response:
@@ -53,7 +53,7 @@ def assert_accepted(response: httpx.Response, status: str = "ok") -> None:
 
 
 def assert_problem(response: httpx.Response, status: int, code: str, fields: list[str] | None = None) -> dict[str, Any]:
-    """Body, status and headers together; `fields` are those of `errors`, which must not be there without."""
+    """Check body, status and headers. `fields` are those of `errors`, in order; if None, there are no `errors`."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     assert response.headers["x-request-id"]

@@ -1,4 +1,4 @@
-"""The body of POST: JSON or not, of which type, how large."""
+"""The body of POST: syntax, media type, size, and what happens to the connection after an error."""
 
 import socket
 import time
@@ -14,7 +14,7 @@ from tests.processes import ServiceProcess, running_service
 LIMIT = 1_048_576
 
 
-def sound(org_id: str) -> bytes:
+def valid_body(org_id: str) -> bytes:
     return httpx.Request("POST", "http://x", json=payload(org_id)).content
 
 
@@ -52,17 +52,17 @@ def sound(org_id: str) -> bytes:
         b"id=a-17&start=2020",
     ],
 )
-def test_what_is_no_json_is_refused(client: httpx.Client, body: bytes) -> None:
+def test_malformed_json_is_rejected(client: httpx.Client, body: bytes) -> None:
     assert_problem(client.post("/api/appointments", content=body), 400, "INVALID_JSON")
 
 
 @pytest.mark.parametrize("body", [b"[]", b"1", b'"a"', b"null", b"true", b" [{}] ", b"1e400"])
-def test_json_that_is_no_object_is_an_invalid_request(client: httpx.Client, body: bytes) -> None:
+def test_json_other_than_an_object_is_an_invalid_request(client: httpx.Client, body: bytes) -> None:
     assert_problem(client.post("/api/appointments", content=body), 400, "INVALID_REQUEST", [""])
 
 
-def test_escapes_and_white_space_are_json(client: httpx.Client, organisation: str) -> None:
-    body = sound(organisation).replace(b'"id"', b'\r\n\t "\\u0069d"').replace(b"a-1", b"\\ud83d\\ude00\\u00e9")
+def test_escapes_and_whitespace_are_accepted(client: httpx.Client, organisation: str) -> None:
+    body = valid_body(organisation).replace(b'"id"', b'\r\n\t "\\u0069d"').replace(b"a-1", b"\\ud83d\\ude00\\u00e9")
     assert_accepted(client.post("/api/appointments", content=b"\n " + body + b" \r\n"))
     assert listed(client, organisation)[0]["externalId"] == "😀é"
 
@@ -78,9 +78,9 @@ def test_escapes_and_white_space_are_json(client: httpx.Client, organisation: st
         "application/vnd.api+json ; a=b",
     ],
 )
-def test_json_media_types_are_taken(client: httpx.Client, organisation: str, media_type: str | None) -> None:
+def test_json_media_types_are_accepted(client: httpx.Client, organisation: str, media_type: str | None) -> None:
     headers = {} if media_type is None else {"Content-Type": media_type}
-    assert_accepted(client.post("/api/appointments", content=sound(organisation), headers=headers))
+    assert_accepted(client.post("/api/appointments", content=valid_body(organisation), headers=headers))
 
 
 @pytest.mark.parametrize(
@@ -96,25 +96,25 @@ def test_json_media_types_are_taken(client: httpx.Client, organisation: str, med
         "application/json/x",
     ],
 )
-def test_other_media_types_are_refused(client: httpx.Client, organisation: str, media_type: str) -> None:
-    response = client.post("/api/appointments", content=sound(organisation), headers={"Content-Type": media_type})
+def test_other_media_types_are_rejected(client: httpx.Client, organisation: str, media_type: str) -> None:
+    response = client.post("/api/appointments", content=valid_body(organisation), headers={"Content-Type": media_type})
     assert_problem(response, 415, "UNSUPPORTED_MEDIA_TYPE")
     assert listed(client, organisation) == []
 
 
-def test_a_body_of_exactly_the_limit_is_taken(client: httpx.Client, organisation: str) -> None:
-    assert_accepted(client.post("/api/appointments", content=sound(organisation).ljust(LIMIT)))
+def test_a_body_of_exactly_the_size_limit_is_accepted(client: httpx.Client, organisation: str) -> None:
+    assert_accepted(client.post("/api/appointments", content=valid_body(organisation).ljust(LIMIT)))
 
 
-def test_a_larger_body_is_refused_and_the_connection_lives_on(client: httpx.Client, organisation: str) -> None:
-    response = client.post("/api/appointments", content=sound(organisation).ljust(LIMIT + 1))
+def test_an_oversized_body_is_rejected_and_the_connection_stays_open(client: httpx.Client, organisation: str) -> None:
+    response = client.post("/api/appointments", content=valid_body(organisation).ljust(LIMIT + 1))
     assert_problem(response, 413, "PAYLOAD_TOO_LARGE")
     assert_accepted(post(client, organisation))
 
 
-def test_a_larger_body_without_a_length_is_refused(client: httpx.Client, organisation: str) -> None:
+def test_an_oversized_chunked_body_is_rejected(client: httpx.Client, organisation: str) -> None:
     def chunks() -> Iterator[bytes]:
-        yield sound(organisation)
+        yield valid_body(organisation)
         for _ in range(40):
             yield b" " * 65_536
 
@@ -123,17 +123,15 @@ def test_a_larger_body_without_a_length_is_refused(client: httpx.Client, organis
     assert listed(client, organisation) == []
 
 
-def test_a_declared_length_over_the_limit_is_refused_before_the_body(service: ServiceProcess) -> None:
+def test_an_oversized_content_length_is_rejected_before_the_body_is_sent(service: ServiceProcess) -> None:
     with service.connect() as connection:
         connection.sendall(b"POST /api/appointments HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n")
         assert connection.recv(65_536).startswith(b"HTTP/1.1 413 ")
 
 
-def test_a_client_that_leaves_in_the_middle_of_its_body_writes_nothing(
-    service: ServiceProcess, organisation: str
-) -> None:
+def test_a_client_that_disconnects_mid_body_writes_nothing(service: ServiceProcess, organisation: str) -> None:
     with service.connect() as connection:
-        body = sound(organisation)
+        body = valid_body(organisation)
         head = f"POST /api/appointments HTTP/1.1\r\nHost: x\r\nX-Request-Id: {organisation}\r\n"
         connection.sendall(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body[:-1])
     event = service.wait_for_event("request", request_id=organisation)
@@ -143,10 +141,8 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_writes_nothing(
 
 @pytest.mark.parametrize("path", ["/api/appointments", "/api/appointments?org=x", "/nothing", "/livez"])
 @pytest.mark.parametrize("chunked", [True, False])
-def test_a_refusal_can_be_read_even_where_the_connection_closes(
-    service: ServiceProcess, path: str, chunked: bool
-) -> None:
-    """All of the body is sent before the answer is read, as http.client does."""
+def test_an_error_can_be_read_even_if_the_connection_closes(service: ServiceProcess, path: str, chunked: bool) -> None:
+    """The whole body is sent before the response is read, as http.client does it."""
     body = b" " * 20_000_000
     framing = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % len(body)
     with service.connect() as connection:
@@ -158,7 +154,7 @@ def test_a_refusal_can_be_read_even_where_the_connection_closes(
     assert answer.endswith(b"}")
 
 
-def test_a_closing_connection_does_not_linger_for_ever(database_url: str, tmp_path: Path) -> None:
+def test_a_lingering_close_has_a_time_limit(database_url: str, tmp_path: Path) -> None:
     with running_service(tmp_path, DATABASE_URL=database_url, LINGER_MS_MAX="100") as service:
         with service.connect() as connection:
             connection.sendall(b"POST /nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\n")
@@ -169,9 +165,9 @@ def test_a_closing_connection_does_not_linger_for_ever(database_url: str, tmp_pa
 
 @pytest.mark.parametrize("offer", [b"h2c", b"websocket", b"foo"])
 @pytest.mark.parametrize("pieces", [1, 2, 60])
-def test_an_offer_to_upgrade_is_ignored(service: ServiceProcess, organisation: str, offer: bytes, pieces: int) -> None:
-    """However the request is cut, with its body and with what is pipelined behind it."""
-    body = sound(organisation)
+def test_an_upgrade_offer_is_ignored(service: ServiceProcess, organisation: str, offer: bytes, pieces: int) -> None:
+    """The body and pipelined requests after it are still read, however the bytes are split."""
+    body = valid_body(organisation)
     head = b"POST /api/appointments HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\n"
     settings = b"Upgrade: %s\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n" % offer
     first = head + settings + b"Content-Length: %d\r\n\r\n" % len(body) + body
