@@ -3,6 +3,7 @@
 from typing import Any
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 TITLES = {
     400: "Bad Request",
@@ -57,6 +58,7 @@ def assert_problem(response: httpx.Response, status: int, code: str, fields: lis
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     assert response.headers["x-request-id"]
+    assert ("retry-after" in response.headers) == (status == 503)
     problem: dict[str, Any] = response.json()
     extension = {"errors"} if fields is not None else {"conflict"} if status == 409 else set()
     assert problem.keys() == MEMBERS | extension, problem
@@ -67,3 +69,15 @@ def assert_problem(response: httpx.Response, status: int, code: str, fields: lis
         assert [error["field"] for error in problem["errors"]] == fields
         assert all(error.keys() == {"field", "detail"} and error["detail"] for error in problem["errors"])
     return problem
+
+
+def metrics(client: httpx.Client) -> dict[str, float]:
+    """Samples of /metrics, keyed by name and label values."""
+    response = client.get("/metrics")
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/plain; version=")
+    return {
+        " ".join([sample.name, *sample.labels.values()]): sample.value
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+    }

@@ -1,22 +1,25 @@
 """GET /api/appointments/changes: every accepted change in commit order, and long polling for new ones."""
 
+import json
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPResponse
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.databases import query
-from tests.http.requests import assert_accepted, assert_problem, payload, post
+from tests.http.requests import assert_accepted, assert_problem, metrics, payload, post
 from tests.http.test_history import UPDATES
 from tests.http.test_lists import LINES
 from tests.processes import ServiceProcess, running_service, wait_until
 
 URL = "/api/appointments/changes"
 ORGANISATIONS = ["o-1", "o-2"]
+FIRST_READS = "database_statement_duration_seconds_count list_changes"
 
 
 def changes(client: httpx.Client, organisation: str, **parameters: str) -> tuple[list[dict[str, object]], str]:
@@ -110,27 +113,50 @@ def test_an_invalid_parameter_is_rejected(client: httpx.Client, parameters: dict
     assert_problem(client.get(URL, params=parameters), 400, "INVALID_REQUEST", fields)
 
 
+def looks(client: httpx.Client) -> float:
+    """How often the change poller has read the last changes. It does so only on behalf of waiting long polls."""
+    return metrics(client).get("database_statement_duration_seconds_count list_last_changes", 0)
+
+
+def wait_until_polled(client: httpx.Client) -> None:
+    """Until the change poller has looked twice. The first look may have begun earlier, and may still be for a long poll
+    that has just ended; the second began after this call, for a long poll that is waiting."""
+    before = looks(client)
+    wait_until(lambda: looks(client) >= before + 2)
+
+
+def test_long_poll_returns_as_soon_as_a_change_is_committed(client: httpx.Client, organisation: str) -> None:
+    post(client, organisation)
+    _, cursor = changes(client, organisation)
+    with ThreadPoolExecutor(1) as executor:
+        long_poll = executor.submit(changes, client, organisation, after=cursor, wait="30")
+        wait_until_polled(client)
+        assert_accepted(post(client, organisation, updatedAt="2020-09-30"))
+        [change], new_cursor = long_poll.result(10)
+    assert (change["externalId"], change["version"]) == ("a-1", 2)
+    assert int(new_cursor) == int(cursor) + 1  # a single change, the least that must end the wait
+
+
 def test_long_poll_returns_only_for_changes_of_its_organisation(client: httpx.Client, organisation: str) -> None:
     post(client, organisation)
     _, cursor = changes(client, organisation)
     with ThreadPoolExecutor(1) as executor:
-        waiting = executor.submit(changes, client, organisation, after=cursor, wait="30")
-        time.sleep(0.5)
-        post(client, organisation + "-other")
-        post(client, organisation)
-        time.sleep(0.5)
-        assert not waiting.done()
+        long_poll = executor.submit(changes, client, organisation, after=cursor, wait="30")
+        wait_until_polled(client)
+        assert_accepted(post(client, organisation + "-other"))
+        assert_accepted(post(client, organisation), "ignored-stale")
+        wait_until_polled(client)
+        assert not long_poll.done()
         assert_accepted(post(client, organisation, id="a-2", start="2020-10-11", end="2020-10-12"))
-        rows, _ = waiting.result(10)
-    assert [row["externalId"] for row in rows] == ["a-2"]
+        rows, _ = long_poll.result(10)
+    assert [row["externalId"] for row in rows] == ["a-2"]  # a premature response would be empty
 
 
 def test_long_poll_without_changes_returns_empty_after_its_wait(client: httpx.Client, organisation: str) -> None:
+    """Takes a second, the shortest wait there is."""
     started = time.monotonic()
     assert changes(client, organisation, after="7", wait="1") == ([], "7")
-    assert time.monotonic() - started >= 1
-    post(client, organisation)
-    assert len(changes(client, organisation, wait="30")[0]) == 1
+    assert 1 <= time.monotonic() - started < 10
 
 
 @pytest.fixture
@@ -139,34 +165,48 @@ def process(database_url: str, tmp_path: Path) -> Iterator[ServiceProcess]:
         yield started
 
 
-LONG_POLL = f"{URL}?wait=30"
+def test_long_poll_returns_existing_changes_without_waiting(process: ServiceProcess) -> None:
+    post(process.client, "o")
+    [change], _ = changes(process.client, "o", wait="30")
+    assert change["version"] == 1
+    assert looks(process.client) == 0
 
 
 def test_long_polls_beyond_the_limit_are_refused_until_one_disconnects(process: ServiceProcess) -> None:
-    with ThreadPoolExecutor(2) as executor:
-        waiting = [executor.submit(httpx.get, process.url + LONG_POLL, timeout=2) for _ in range(2)]
-        time.sleep(1)
-        refused = process.client.get(URL + "?wait=1")
-        assert_problem(refused, 503, "OVERLOADED")
-        assert refused.headers["retry-after"]
-        assert process.client.get(URL).status_code == 200
-        for each in waiting:
-            with pytest.raises(httpx.ReadTimeout):
-                each.result()
-    wait_until(lambda: process.client.get(URL + "?wait=1").status_code == 200)
+    with process.connect() as first, process.connect() as second:
+        for connection in (first, second):
+            connection.sendall(f"GET {URL}?org=o&wait=30 HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        wait_until(lambda: metrics(process.client).get(FIRST_READS) == 2)  # each reads once before it waits
+        wait_until_polled(process.client)
+        assert_problem(process.client.get(URL + "?wait=1"), 503, "OVERLOADED")
+        assert changes(process.client, "o") == ([], "0")
+        first.close()  # frees its place long before its 30 seconds are up
+        wait_until(lambda: process.client.get(URL + "?wait=1").status_code == 200, seconds=10)
+        assert_accepted(post(process.client, "o"))
+        response = HTTPResponse(second)
+        response.begin()
+        assert (response.status, len(json.load(response)["changes"])) == (200, 1)
 
 
 def test_shutdown_ends_waiting_long_polls(process: ServiceProcess) -> None:
-    answers: list[httpx.Response] = []
-    waiting = threading.Thread(target=lambda: answers.append(httpx.get(process.url + LONG_POLL, timeout=30)))
-    waiting.start()
-    wait_until(lambda: "http_request" in process.client.get("/metrics").text)
-    time.sleep(0.5)
-    process.process.terminate()
-    waiting.join(5)
-    [answer] = answers
-    assert answer.json() == {"changes": [], "cursor": "0"}
+    with ThreadPoolExecutor(1) as executor:
+        long_poll = executor.submit(changes, process.client, "o", wait="30")
+        wait_until_polled(process.client)
+        process.process.terminate()
+        assert long_poll.result(5) == ([], "0")
     assert process.process.wait(10) == 0
+
+
+def test_long_poll_is_a_503_if_the_database_becomes_unavailable(process: ServiceProcess) -> None:
+    [[name]] = query(process.database_url, "select current_database()")
+    server = process.database_url.replace(f"/{name}", "/postgres")
+    with ThreadPoolExecutor(1) as executor:
+        long_poll = executor.submit(process.client.get, URL + "?wait=30")
+        wait_until_polled(process.client)
+        query(server, f"alter database {name} allow_connections false")
+        query(server, f"select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'")
+        assert_problem(long_poll.result(10), 503, "DATABASE_UNAVAILABLE")
+    query(server, f"alter database {name} allow_connections true")
 
 
 def move_repeatedly(url: str, number: int) -> None:

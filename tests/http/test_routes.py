@@ -1,12 +1,13 @@
 """Unknown routes, methods, request ids, probes, request logs and metrics."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import psycopg
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
-from tests.http.requests import assert_problem, post
+from tests.http.requests import assert_problem, listed, metrics, post
 from tests.processes import ServiceProcess, wait_until
 
 
@@ -81,7 +82,7 @@ def test_each_request_is_logged_with_its_route_status_and_verdict(service: Servi
     assert event["ms"] > 0
 
 
-def test_metrics_cover_requests_verdicts_statements_and_the_pool(client: httpx.Client, organisation: str) -> None:
+def test_metrics_count_requests_verdicts_and_statements(client: httpx.Client, organisation: str) -> None:
     before = metrics(client)
     post(client, organisation)
     post(client, organisation)
@@ -99,18 +100,18 @@ def test_metrics_cover_requests_verdicts_statements_and_the_pool(client: httpx.C
     for verdict in ("ok", "stale", "conflict"):
         assert increase(f"appointment_verdicts_total {verdict}") == 1
     assert increase("database_statement_duration_seconds_count upsert_appointment") == 3
-    wait_until(lambda: metrics(client)["database_pool_connections busy"] == 0)  # pool gauges are sampled once a second
-    assert 1 <= metrics(client)["database_pool_connections idle"] <= 10
     assert organisation not in client.get("/metrics").text
 
 
-def metrics(client: httpx.Client) -> dict[str, float]:
-    """Samples of /metrics, keyed by name and label values."""
-    response = client.get("/metrics")
-    assert response.status_code == 200
-    assert response.headers["content-type"].startswith("text/plain; version=")
-    return {
-        " ".join([sample.name, *sample.labels.values()]): sample.value
-        for family in text_string_to_metric_families(response.text)
-        for sample in family.samples
-    }
+def test_pool_gauges_follow_the_use_of_connections(service: ServiceProcess, organisation: str) -> None:
+    def busy() -> float:
+        return metrics(service.client)["database_pool_connections busy"]
+
+    with ThreadPoolExecutor(1) as executor:
+        with psycopg.connect(service.database_url) as session:
+            session.execute("lock table appointments in access exclusive mode")
+            blocked = executor.submit(listed, service.client, organisation)
+            wait_until(lambda: busy() == 1)  # the gauges are sampled once a second
+        assert blocked.result() == []
+    wait_until(lambda: busy() == 0)
+    assert 1 <= metrics(service.client)["database_pool_connections idle"] <= 10
