@@ -193,8 +193,8 @@ def test_every_read_route_is_limited_to_the_organisations_of_the_token(
 
 def test_the_only_organisation_of_a_token_is_the_default(secured: ServiceProcess) -> None:
     own_token = token("only-one")
-    for org_id in (None, "", "  "):
-        assert secured.client.post(LIST, json=payload(org_id), headers=bearer(own_token)).status_code == 200
+    for org_id, status in ((None, "ok"), ("", "ignored-stale"), ("  ", "ignored-stale")):
+        assert_accepted(secured.client.post(LIST, json=payload(org_id), headers=bearer(own_token)), status)
     unnamed = payload(None, id="a-2", start="2020-10-10 09:00", end="2020-10-10 09:30")
     del unnamed["orgId"]
     assert_accepted(secured.client.post(LIST, json=unnamed, headers=bearer(own_token)))
@@ -239,8 +239,9 @@ def test_read_and_write_scopes_are_separate(secured: ServiceProcess) -> None:
 
 def test_the_items_of_a_batch_are_authorised_one_by_one(secured: ServiceProcess) -> None:
     items = [payload("batch-a"), payload("batch-b"), payload("batch-a", id="a-2"), {}]
-    answer = secured.client.post(LIST + "/batch", json=items, headers=bearer(token("batch-a")))
-    results = answer.json()["results"]
+    response = secured.client.post(LIST + "/batch", json=items, headers=bearer(token("batch-a")))
+    assert response.status_code == 200
+    results = response.json()["results"]
     assert [result["status"] for result in results] == ["ok", "invalid", "conflict", "invalid"]
     assert results[1]["problem"]["code"] == "FORBIDDEN"
     assert listed(secured, token("*"), org="batch-b").json() == []
@@ -254,15 +255,17 @@ def test_a_forbidden_write_reveals_no_conflict(secured: ServiceProcess) -> None:
 
 
 def test_a_token_is_rejected_once_it_has_expired(secured: ServiceProcess) -> None:
-    short_lived = token("clinic-a", exp=int(time.time()) + 2)
+    short_lived = token("clinic-a", exp=int(time.time()) + 2)  # in 1 to 2 seconds: `exp` is in whole seconds
     assert listed(secured, short_lived, org="clinic-a").status_code == 200
     wait_until(lambda: listed(secured, short_lived, org="clinic-a").status_code == 401)
-    assert "expired" in listed(secured, short_lived, org="clinic-a").json()["detail"]
+    problem = assert_problem(listed(secured, short_lived, org="clinic-a"), 401, "UNAUTHENTICATED")
+    assert "expired" in problem["detail"]
 
 
 def test_the_authentication_scheme_is_case_insensitive(secured: ServiceProcess) -> None:
-    headers = {"Authorization": f"bEARER  {token('clinic-a')}"}
-    assert secured.client.get(LIST, headers=headers).status_code == 200
+    own_token = token("case")
+    response = secured.client.get(LIST, headers={"Authorization": f"bEARER  {own_token}"})
+    assert (response.status_code, response.content) == (200, b"[]")
 
 
 @pytest.mark.parametrize(
@@ -336,7 +339,6 @@ def test_requests_get_503_until_keys_have_been_fetched(url: str, tmp_path: Path,
     with running_service(tmp_path, DATABASE_URL=url, **settings) as process:
         refused = listed(process, token("a", key=RSA, algorithm="RS256", kid="one"))
         assert_problem(refused, 503, "NOT_READY")
-        assert refused.headers["retry-after"]
         assert_problem(process.client.get("/readyz"), 503, "NOT_READY")
         publisher.keys = keys
         wait_until(lambda: process.client.get("/readyz").status_code == 200)
@@ -348,7 +350,7 @@ def test_unknown_key_ids_do_not_trigger_a_fetch_each(url: str, tmp_path: Path, p
         for number in range(50):
             unknown = token("a", key=OTHER_RSA, algorithm="RS256", kid=f"unknown-{number}")
             assert_problem(listed(process, unknown), 401, "UNAUTHENTICATED")
-        assert publisher.requests <= 2
+        assert publisher.requests in (1, 2)  # the fetch at startup, and a refetch if the requests took over 10 s
 
 
 @pytest.mark.parametrize(
@@ -377,8 +379,8 @@ def test_an_unusable_published_key_is_ignored(url: str, tmp_path: Path, publishe
 
 def test_a_service_without_authentication_logs_it_once_at_startup(url: str, tmp_path: Path) -> None:
     with running_service(tmp_path, DATABASE_URL=url, WORKERS="2") as process:
-        assert post(process.client, "anybody").status_code == 200
-        assert len([event for event in process.events() if event["event"] == "open"]) == 1
+        assert_accepted(post(process.client, "anybody"))
+        assert [event["level"] for event in process.events() if event["event"] == "open"] == ["warning"]
 
 
 def test_a_service_with_authentication_does_not_log_that_it_is_open(secured: ServiceProcess) -> None:

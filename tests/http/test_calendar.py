@@ -8,10 +8,9 @@ import httpx
 import pytest
 import vobject
 
-from service.messages import ROWS_MAX
 from tests.databases import query
 from tests.http.requests import assert_accepted, assert_problem, listed, post
-from tests.http.test_lists import FILL_LONG_LIST
+from tests.http.test_lists import FILL_LONG_LIST, LONG_LIST_ROWS
 from tests.processes import ServiceProcess
 
 URL = "/api/appointments.ics"
@@ -107,16 +106,21 @@ def test_an_unchanged_calendar_is_not_sent_again(client: httpx.Client, organisat
     again = client.get(URL, params={"org": organisation}, headers=headers)
     assert (again.status_code, again.content) == (304, b"")
     post(client, organisation, updatedAt="2020-09-30")
-    assert client.get(URL, params={"org": organisation}, headers=headers).status_code == 200
+    changed = client.get(URL, params={"org": organisation}, headers=headers)
+    assert changed.status_code == 200
+    assert changed.headers["etag"] != again.headers["etag"] == first.headers["etag"]
+    assert changed.text.count("SEQUENCE:1\r\n") == 1
 
 
 def test_a_long_calendar_is_streamed_completely(service: ServiceProcess, organisation: str) -> None:
     query(service.database_url, FILL_LONG_LIST, organisation)
     response = service.client.get(URL, params={"org": organisation})
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "text/calendar; charset=utf-8"
     assert response.headers["transfer-encoding"] == "chunked"
     assert response.text.startswith("BEGIN:VCALENDAR\r\n")
     assert response.text.endswith("END:VCALENDAR\r\n")
-    assert response.text.count("BEGIN:VEVENT") > ROWS_MAX
+    assert response.text.count("BEGIN:VEVENT\r\n") == response.text.count("END:VEVENT\r\n") == LONG_LIST_ROWS
 
 
 def test_unknown_parameters_are_rejected(client: httpx.Client) -> None:

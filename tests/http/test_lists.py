@@ -229,6 +229,7 @@ def test_the_accept_header_selects_the_format(
     client: httpx.Client, organisation: str, accept: str, lines: bool
 ) -> None:
     response = client.get(f"/api/appointments?org={organisation}", headers={"Accept": accept})
+    assert (response.status_code, response.content) == (200, b"" if lines else b"[]")
     assert response.headers["content-type"] == ("application/x-ndjson" if lines else "application/json")
 
 
@@ -319,3 +320,5 @@ def test_head_of_a_long_list_has_no_body(client: httpx.Client, organisation: str
     response = client.head(f"/api/appointments?org={organisation}")
     assert (response.status_code, response.content) == (200, b"")
     assert response.headers["content-type"] == "application/json"
+    assert {"etag", "x-changes-cursor", "x-request-id"} <= response.headers.keys()
+    assert "content-length" not in response.headers

@@ -1,4 +1,4 @@
-"""POST /api/appointments: every row of the README's tables of fields and outcomes."""
+"""POST /api/appointments: every rule for its fields, and every outcome."""
 
 from typing import Any
 

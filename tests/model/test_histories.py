@@ -58,6 +58,7 @@ def instant(value: datetime) -> str:
 def send(client: httpx.Client, request: Appointment | list[Appointment], prefix: str) -> list[str]:
     if isinstance(request, list):
         response = client.post("/api/appointments/batch", json=[body(each, prefix) for each in request])
+        assert response.status_code == 200, response.text
         return [result["status"] for result in response.json()["results"]]
     response = client.post("/api/appointments", json=body(request, prefix))
     return ["conflict" if response.status_code == 409 else response.json()["status"]]

@@ -75,9 +75,7 @@ def test_a_slow_reader_is_cut_off_and_its_database_connection_released(process: 
 
 def test_streams_beyond_the_limit_are_refused_and_short_lists_are_not(process: ServiceProcess) -> None:
     with process.client.stream("GET", URL):
-        refused = process.client.get(URL)
-        assert_problem(refused, 503, "OVERLOADED")
-        assert refused.headers["retry-after"]
+        assert_problem(process.client.get(URL), 503, "OVERLOADED")
         assert process.client.get(URL + "&limit=1000").status_code == 200
 
 
