@@ -1,4 +1,4 @@
-"""An issuer of tokens: its keys, what it signs, and the URL where it publishes them."""
+"""A token issuer: its keys, the tokens it signs, and the URL that publishes its public keys."""
 
 import json
 import threading
@@ -22,15 +22,15 @@ ED25519 = ed25519.Ed25519PrivateKey.generate()
 
 
 def claims(*organisations: str, **changes: Any) -> dict[str, Any]:
-    """Sound ones for an hour; a change to None takes a claim out."""
-    sound = {
+    """Valid claims for an hour; a claim changed to None is left out."""
+    valid = {
         "aud": AUDIENCE,
         "iss": ISSUER,
         "exp": int(time.time()) + 3600,
         "organisations": list(organisations),
         "scope": "appointments:read appointments:write",
     }
-    return {name: value for name, value in (sound | changes).items() if value is not None}
+    return {name: value for name, value in (valid | changes).items() if value is not None}
 
 
 def token(
@@ -41,11 +41,11 @@ def token(
 
 
 def pem(private_key: Any) -> bytes:
-    octets: bytes = private_key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    return octets
+    encoded: bytes = private_key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return encoded
 
 
-def published(kid: str, private_key: Any, **members: str) -> dict[str, Any]:
+def public_jwk(kid: str, private_key: Any, **members: str) -> dict[str, Any]:
     algorithm = {ec.EllipticCurvePrivateKey: "ES256", rsa.RSAPrivateKey: "RS256"}
     name = next((name for kind, name in algorithm.items() if isinstance(private_key, kind)), "EdDSA")
     entry = json.loads(jwt.get_algorithm_by_name(name).to_jwk(private_key.public_key()))
@@ -54,22 +54,22 @@ def published(kid: str, private_key: Any, **members: str) -> dict[str, Any]:
 
 
 class Publisher:
-    """Serves `keys` at `url`; without, it fails."""
+    """Serves `keys` at `url`; while there are none it responds with a 500."""
 
     def __init__(self) -> None:
         self.keys: list[dict[str, Any]] = []
-        self.asked = 0
+        self.requests = 0
         publisher = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                publisher.asked += 1
+                publisher.requests += 1
                 self.send_response(200 if publisher.keys else 500)
                 self.end_headers()
                 self.wfile.write(json.dumps({"keys": publisher.keys}).encode())
 
             def log_message(self, *_: object) -> None:
-                """Is quiet."""
+                """Log nothing."""
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/keys"

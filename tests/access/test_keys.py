@@ -1,4 +1,4 @@
-"""Settings of authentication that do not go together stop the start with one line that says why."""
+"""Inconsistent authentication settings stop the start with a one-line reason."""
 
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,12 @@ from service.problems import StartError
 from service.settings import Settings
 from tests.access.issuer import RSA, SECRET, pem
 
-WHOLE: dict[str, Any] = {"auth_secret": SECRET, "auth_audience": "a", "auth_issuer": "i"}
+COMPLETE: dict[str, Any] = {"auth_secret": SECRET, "auth_audience": "a", "auth_issuer": "i"}
 
 
 @pytest.mark.parametrize("changes", [{}, {"auth_algorithms": "HS256, HS512"}])
-def test_whole_settings_are_sound(changes: dict[str, Any]) -> None:
-    check_key_settings(Settings(**WHOLE | changes))
+def test_complete_settings_are_accepted(changes: dict[str, Any]) -> None:
+    check_key_settings(Settings(**COMPLETE | changes))
     check_key_settings(Settings())
 
 
@@ -33,15 +33,15 @@ def test_whole_settings_are_sound(changes: dict[str, Any]) -> None:
         ({"auth_secret": "", "auth_jwks_url": "https://h/", "auth_algorithms": "HS256"}, "expected some of RS256"),
     ],
 )
-def test_what_does_not_go_together_is_named(changes: dict[str, Any], message: str) -> None:
+def test_inconsistent_settings_are_reported(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(StartError, match=message) as caught:
-        check_key_settings(Settings(**WHOLE | changes))
+        check_key_settings(Settings(**COMPLETE | changes))
     assert "xxx" not in str(caught.value)
 
 
-def test_a_file_without_a_public_key_is_named(tmp_path: Path) -> None:
+def test_an_unusable_public_key_file_is_reported(tmp_path: Path) -> None:
     file = tmp_path / "key.pem"
-    settings = Settings(**WHOLE | {"auth_secret": "", "auth_public_key_file": str(file)})
+    settings = Settings(**COMPLETE | {"auth_secret": "", "auth_public_key_file": str(file)})
     with pytest.raises(StartError, match="AUTH_PUBLIC_KEY_FILE is wrong: No such file"):
         check_key_settings(settings)
     file.write_text("no key")

@@ -1,8 +1,9 @@
-"""Requests of the HTTP tests, and what every answer must be."""
+"""Requests for the HTTP tests, and assertions that every response must satisfy."""
 
 from typing import Any
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 TITLES = {
     400: "Bad Request",
@@ -21,8 +22,8 @@ MEMBERS = {"type", "title", "status", "code", "detail"}
 
 
 def payload(org_id: str | None, **changes: Any) -> dict[str, Any]:
-    """A sound payload from 10:00 to 10:30, with changes."""
-    sound = {
+    """A valid payload from 10:00 to 10:30, with `changes` applied."""
+    valid = {
         "id": "a-1",
         "start": "2020-10-10 10:00",
         "end": "2020-10-10 10:30",
@@ -30,7 +31,7 @@ def payload(org_id: str | None, **changes: Any) -> dict[str, Any]:
         "updatedAt": "2020-09-28 14:23:12",
         "orgId": org_id,
     }
-    return sound | changes
+    return valid | changes
 
 
 def post(client: httpx.Client, org_id: str | None, **changes: Any) -> httpx.Response:
@@ -53,10 +54,11 @@ def assert_accepted(response: httpx.Response, status: str = "ok") -> None:
 
 
 def assert_problem(response: httpx.Response, status: int, code: str, fields: list[str] | None = None) -> dict[str, Any]:
-    """Body, status and headers together; `fields` are those of `errors`, which must not be there without."""
+    """Check body, status and headers. `fields` are those of `errors`, in order; if None, there are no `errors`."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     assert response.headers["x-request-id"]
+    assert ("retry-after" in response.headers) == (status == 503)
     problem: dict[str, Any] = response.json()
     extension = {"errors"} if fields is not None else {"conflict"} if status == 409 else set()
     assert problem.keys() == MEMBERS | extension, problem
@@ -67,3 +69,15 @@ def assert_problem(response: httpx.Response, status: int, code: str, fields: lis
         assert [error["field"] for error in problem["errors"]] == fields
         assert all(error.keys() == {"field", "detail"} and error["detail"] for error in problem["errors"])
     return problem
+
+
+def metrics(client: httpx.Client) -> dict[str, float]:
+    """Samples of /metrics, keyed by name and label values."""
+    response = client.get("/metrics")
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/plain; version=")
+    return {
+        " ".join([sample.name, *sample.labels.values()]): sample.value
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+    }

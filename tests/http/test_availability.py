@@ -15,7 +15,7 @@ DAY = "2020-10-10T"
 
 
 def intervals(*pairs: str) -> list[dict[str, str]]:
-    """Each pair as `HH:MM-HH:MM` of the day."""
+    """Intervals of DAY, from pairs like `10:00-11:00`."""
     split = [pair.split("-") for pair in pairs]
     return [{"start": f"{DAY}{start}:00.000Z", "end": f"{DAY}{end}:00.000Z"} for start, end in split]
 
@@ -27,14 +27,14 @@ def available(client: httpx.Client, organisation: str, start: str, end: str, **m
     assert response.headers["content-type"] == "application/json"
     body: dict[str, Any] = response.json()
     assert list(body) == ["from", "to", "busy", "free"]
-    [asked] = intervals(f"{start}-{end}")
-    assert (body["from"], body["to"]) == (asked["start"], asked["end"])
+    [window_as_instants] = intervals(f"{start}-{end}")
+    assert (body["from"], body["to"]) == (window_as_instants["start"], window_as_instants["end"])
     return body
 
 
 @pytest.fixture
 def hours(client: httpx.Client, organisation: str) -> None:
-    """Busy from 10 to 11 and from 11 to 12, and from 13 to 13:30; cancelled from 15 to 16."""
+    """Busy 10:00 to 11:00, 11:00 to 12:00 and 13:00 to 13:30. The appointment from 15:00 to 16:00 is cancelled."""
     for name, start, end in (("a", "10:00", "11:00"), ("b", "11:00", "12:00"), ("c", "13:00", "13:30")):
         assert_accepted(post(client, organisation, id=name, start=DAY + start, end=DAY + end))
     assert_accepted(post(client, organisation, id="d", start=DAY + "15:00", end=DAY + "16:00", cancelled=True))
@@ -52,7 +52,7 @@ def hours(client: httpx.Client, organisation: str) -> None:
         ("14:00", "17:00", [], ["14:00-17:00"]),
     ],
 )
-def test_busy_and_free_make_up_the_window(
+def test_busy_and_free_intervals_cover_the_window(
     client: httpx.Client, organisation: str, start: str, end: str, busy: list[str], free: list[str]
 ) -> None:
     body = available(client, organisation, start, end)
@@ -71,7 +71,7 @@ def test_busy_and_free_make_up_the_window(
         (str(10**10), []),
     ],
 )
-def test_free_intervals_that_are_too_short_are_left_out(
+def test_free_intervals_shorter_than_min_minutes_are_left_out(
     client: httpx.Client, organisation: str, minutes: str, free: list[str]
 ) -> None:
     body = available(client, organisation, "09:30", "14:00", minMinutes=minutes)
@@ -79,12 +79,16 @@ def test_free_intervals_that_are_too_short_are_left_out(
     assert body["busy"] == intervals("10:00-12:00", "13:00-13:30")
 
 
-def test_who_has_no_appointments_is_free(client: httpx.Client, organisation: str) -> None:
+def test_an_organisation_without_appointments_is_free(client: httpx.Client, organisation: str) -> None:
     body = available(client, organisation, "00:00", "23:59")
     assert (body["busy"], body["free"]) == ([], intervals("00:00-23:59"))
     window = {"from": "0001-01-01", "to": "9999-12-31T23:59:59.999999"}
     whole = client.get(URL, params={"org": organisation} | window).json()
-    assert whole["free"] == [{"start": "0001-01-01T00:00:00.000Z", "end": "9999-12-31T23:59:59.999999Z"}]
+    edges = ("0001-01-01T00:00:00.000Z", "9999-12-31T23:59:59.999999Z")
+    assert whole == dict(zip(("from", "to"), edges, strict=True)) | {
+        "busy": [],
+        "free": [dict(zip(("start", "end"), edges, strict=True))],
+    }
 
 
 @pytest.mark.parametrize(
@@ -104,7 +108,7 @@ def test_who_has_no_appointments_is_free(client: httpx.Client, organisation: str
         ({"from": DAY + "10:00", "to": DAY + "11:00", "limit": "1"}, "INVALID_REQUEST", ["limit"]),
     ],
 )
-def test_a_faulty_parameter_is_refused(
+def test_an_invalid_parameter_is_rejected(
     client: httpx.Client, parameters: dict[str, str], code: str, fields: list[str] | None
 ) -> None:
     assert_problem(client.get(URL, params=parameters), 400, code, fields)
@@ -119,10 +123,12 @@ from (select n, timestamptz '2000-01-01Z' + n * interval '1 hour' as start from 
 """
 
 
-def test_a_long_answer_is_streamed_whole(service: ServiceProcess, organisation: str) -> None:
+def test_a_long_response_is_streamed_completely(service: ServiceProcess, organisation: str) -> None:
     query(service.database_url, FILL, organisation)
     window = {"from": "2000-01-01T01:00", "to": "2010-01-01"}
     response = service.client.get(URL, params={"org": organisation} | window)
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "application/json"
     assert response.headers["transfer-encoding"] == "chunked"
     body = response.json()
     assert (len(body["busy"]), len(body["free"])) == (COUNT, COUNT)

@@ -1,4 +1,4 @@
-"""GET /api/appointments.ics, read by another iCalendar parser than the one that wrote it."""
+"""GET /api/appointments.ics, parsed by a different iCalendar library than the one that writes it."""
 
 import re
 from datetime import UTC, datetime
@@ -8,10 +8,9 @@ import httpx
 import pytest
 import vobject
 
-from service.contract.parameters import ROWS_MAX
 from tests.databases import query
 from tests.http.requests import assert_accepted, assert_problem, listed, post
-from tests.http.test_lists import FILL
+from tests.http.test_lists import FILL_LONG_LIST, LONG_LIST_ROWS
 from tests.processes import ServiceProcess
 
 URL = "/api/appointments.ics"
@@ -33,7 +32,7 @@ def events(client: httpx.Client, organisation: str) -> dict[str, Any]:
     return {event.summary.value: event for event in calendar(client, organisation).contents.get("vevent", [])}
 
 
-def test_an_appointment_is_an_event(client: httpx.Client, organisation: str) -> None:
+def test_each_appointment_is_an_event(client: httpx.Client, organisation: str) -> None:
     assert_accepted(post(client, organisation))
     assert_accepted(post(client, organisation, start="2020-10-10 10:15", updatedAt="2020-09-30"))
     [row] = listed(client, organisation)
@@ -48,7 +47,7 @@ def test_an_appointment_is_an_event(client: httpx.Client, organisation: str) -> 
     assert (event.sequence.value, event.status.value) == ("1", "CONFIRMED")
 
 
-def test_a_cancelled_one_stays_with_its_uid(client: httpx.Client, organisation: str) -> None:
+def test_a_cancelled_appointment_is_listed_with_its_uid(client: httpx.Client, organisation: str) -> None:
     post(client, organisation)
     [before] = events(client, organisation).values()
     post(client, organisation, cancelled=True, updatedAt="2020-09-30")
@@ -74,7 +73,7 @@ def test_an_organisation_without_appointments_has_a_valid_calendar(client: httpx
         ("0001-01-01 00:00", "0001-01-01 00:00:00.000001", ("000000", "000001")),
     ],
 )
-def test_intervals_below_a_second_are_events_of_whole_ones(
+def test_fractional_seconds_become_events_of_whole_seconds(
     client: httpx.Client, organisation: str, start: str, end: str, expected: tuple[str, str]
 ) -> None:
     post(client, organisation, start=start, end=end)
@@ -95,29 +94,34 @@ def test_intervals_below_a_second_are_events_of_whole_ones(
         ("-" * 255, "-" * 255),
     ],
 )
-def test_any_name_can_be_a_summary(client: httpx.Client, organisation: str, name: str, summary: str) -> None:
+def test_any_external_id_can_be_a_summary(client: httpx.Client, organisation: str, name: str, summary: str) -> None:
     assert_accepted(post(client, organisation, id=name))
     assert list(events(client, organisation)) == [summary]
 
 
-def test_what_has_not_changed_is_not_sent_again(client: httpx.Client, organisation: str) -> None:
+def test_an_unchanged_calendar_is_not_sent_again(client: httpx.Client, organisation: str) -> None:
     post(client, organisation)
     first = client.get(URL, params={"org": organisation})
     headers = {"If-None-Match": first.headers["etag"]}
     again = client.get(URL, params={"org": organisation}, headers=headers)
     assert (again.status_code, again.content) == (304, b"")
     post(client, organisation, updatedAt="2020-09-30")
-    assert client.get(URL, params={"org": organisation}, headers=headers).status_code == 200
+    changed = client.get(URL, params={"org": organisation}, headers=headers)
+    assert changed.status_code == 200
+    assert changed.headers["etag"] != again.headers["etag"] == first.headers["etag"]
+    assert changed.text.count("SEQUENCE:1\r\n") == 1
 
 
-def test_a_long_calendar_is_streamed_whole(service: ServiceProcess, organisation: str) -> None:
-    query(service.database_url, FILL, organisation)
+def test_a_long_calendar_is_streamed_completely(service: ServiceProcess, organisation: str) -> None:
+    query(service.database_url, FILL_LONG_LIST, organisation)
     response = service.client.get(URL, params={"org": organisation})
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "text/calendar; charset=utf-8"
     assert response.headers["transfer-encoding"] == "chunked"
     assert response.text.startswith("BEGIN:VCALENDAR\r\n")
     assert response.text.endswith("END:VCALENDAR\r\n")
-    assert response.text.count("BEGIN:VEVENT") > ROWS_MAX
+    assert response.text.count("BEGIN:VEVENT\r\n") == response.text.count("END:VEVENT\r\n") == LONG_LIST_ROWS
 
 
-def test_unknown_parameters_are_refused(client: httpx.Client) -> None:
+def test_unknown_parameters_are_rejected(client: httpx.Client) -> None:
     assert_problem(client.get(URL + "?at=2020-10-10"), 400, "INVALID_REQUEST", ["at"])

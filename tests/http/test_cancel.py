@@ -1,4 +1,4 @@
-"""Cancellations: updates like any other, that give the interval free."""
+"""Cancellations: ordinary updates that free the interval."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from tests.http.requests import assert_accepted, assert_problem, listed, post
 LATER = "2020-09-29"
 
 
-def test_a_cancelled_appointment_gives_its_interval_free(client: httpx.Client, organisation: str) -> None:
+def test_a_cancelled_appointment_frees_its_interval(client: httpx.Client, organisation: str) -> None:
     post(client, organisation)
     assert_accepted(post(client, organisation, updatedAt=LATER, cancelled=True))
     assert listed(client, organisation) == []
@@ -18,26 +18,26 @@ def test_a_cancelled_appointment_gives_its_interval_free(client: httpx.Client, o
     assert [row["externalId"] for row in listed(client, organisation)] == ["a-2"]
 
 
-def test_a_cancellation_that_is_not_later_is_stale(client: httpx.Client, organisation: str) -> None:
+def test_a_cancellation_without_a_later_updated_at_is_stale(client: httpx.Client, organisation: str) -> None:
     post(client, organisation)
     assert_accepted(post(client, organisation, cancelled=True), "ignored-stale")
     assert len(listed(client, organisation)) == 1
 
 
-def test_a_cancellation_that_arrives_first_keeps_the_late_creation_out(client: httpx.Client, organisation: str) -> None:
+def test_a_creation_that_arrives_after_its_cancellation_is_stale(client: httpx.Client, organisation: str) -> None:
     assert_accepted(post(client, organisation, updatedAt=LATER, cancelled=True))
     assert_accepted(post(client, organisation), "ignored-stale")
     assert listed(client, organisation) == []
 
 
-def test_a_cancelled_one_overlaps_nobody_whatever_its_interval(client: httpx.Client, organisation: str) -> None:
+def test_a_cancelled_appointment_never_conflicts(client: httpx.Client, organisation: str) -> None:
     post(client, organisation)
     assert_accepted(post(client, organisation, id="a-2", cancelled=True))
     assert_accepted(post(client, organisation, id="a-2", end="2020-10-11", updatedAt=LATER, cancelled=True))
 
 
 @pytest.mark.parametrize("flag", [{}, {"cancelled": False}, {"cancelled": None}])
-def test_a_later_update_without_the_flag_brings_it_back(
+def test_a_later_update_without_the_flag_reactivates_the_appointment(
     client: httpx.Client, organisation: str, flag: dict[str, Any]
 ) -> None:
     post(client, organisation, cancelled=True)
@@ -47,7 +47,7 @@ def test_a_later_update_without_the_flag_brings_it_back(
     assert "cancelled" not in row
 
 
-def test_it_comes_back_only_where_nobody_is_in_the_way(client: httpx.Client, organisation: str) -> None:
+def test_reactivation_is_a_conflict_if_the_interval_is_taken(client: httpx.Client, organisation: str) -> None:
     post(client, organisation, cancelled=True)
     post(client, organisation, id="a-2")
     problem = assert_problem(post(client, organisation, updatedAt=LATER), 409, "TIME_RANGE_UNAVAILABLE")
@@ -57,7 +57,7 @@ def test_it_comes_back_only_where_nobody_is_in_the_way(client: httpx.Client, org
 
 
 @pytest.mark.parametrize("value", [0, 1, "true", "", [], {}, 1.0])
-def test_the_flag_must_be_a_boolean(client: httpx.Client, organisation: str, value: Any) -> None:
+def test_cancelled_must_be_a_boolean(client: httpx.Client, organisation: str, value: Any) -> None:
     problem = assert_problem(post(client, organisation, cancelled=value), 400, "INVALID_REQUEST", ["cancelled"])
     assert problem["errors"][0]["detail"] == "Expected true or false."
     assert listed(client, organisation) == []

@@ -1,22 +1,25 @@
-"""GET /api/appointments/changes: every accepted change, in the order of commits, at once or as it comes."""
+"""GET /api/appointments/changes: every accepted change in commit order, and long polling for new ones."""
 
+import json
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPResponse
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.databases import query
-from tests.http.requests import assert_accepted, assert_problem, payload, post
+from tests.http.requests import assert_accepted, assert_problem, metrics, payload, post
 from tests.http.test_history import UPDATES
 from tests.http.test_lists import LINES
 from tests.processes import ServiceProcess, running_service, wait_until
 
 URL = "/api/appointments/changes"
 ORGANISATIONS = ["o-1", "o-2"]
+FIRST_READS = "database_statement_duration_seconds_count list_changes"
 
 
 def changes(client: httpx.Client, organisation: str, **parameters: str) -> tuple[list[dict[str, object]], str]:
@@ -29,7 +32,7 @@ def changes(client: httpx.Client, organisation: str, **parameters: str) -> tuple
     return body["changes"], body["cursor"]
 
 
-def test_accepted_changes_come_in_the_order_of_their_commits(client: httpx.Client, organisation: str) -> None:
+def test_accepted_changes_are_listed_in_commit_order(client: httpx.Client, organisation: str) -> None:
     for update in UPDATES:
         assert_accepted(post(client, organisation, **update))
     assert_accepted(post(client, organisation, **UPDATES[0]), "ignored-stale")
@@ -45,7 +48,7 @@ def test_accepted_changes_come_in_the_order_of_their_commits(client: httpx.Clien
     assert found[:-1] == client.get(url).json()
 
 
-def test_a_cursor_leads_on_from_where_the_answer_ended(client: httpx.Client, organisation: str) -> None:
+def test_a_cursor_continues_after_the_last_change_returned(client: httpx.Client, organisation: str) -> None:
     for update in UPDATES:
         post(client, organisation, **update)
     whole, last = changes(client, organisation)
@@ -61,13 +64,13 @@ def test_a_cursor_leads_on_from_where_the_answer_ended(client: httpx.Client, org
         assert (found, cursor, after) == (whole, last, last)
 
 
-def test_without_changes_the_cursor_stays(client: httpx.Client, organisation: str) -> None:
+def test_the_cursor_is_unchanged_if_there_are_no_changes(client: httpx.Client, organisation: str) -> None:
     assert changes(client, organisation) == ([], "0")
     assert changes(client, organisation, after="7") == ([], "7")
     assert changes(client, organisation, after=str(2**63 - 1)) == ([], str(2**63 - 1))
 
 
-def test_a_list_and_the_changes_after_it_fit_together(client: httpx.Client, organisation: str) -> None:
+def test_the_cursor_of_a_list_leads_to_the_changes_after_it(client: httpx.Client, organisation: str) -> None:
     post(client, organisation)
     cursor = client.get(f"/api/appointments?org={organisation}").headers["x-changes-cursor"]
     assert changes(client, organisation, after=cursor) == ([], cursor)
@@ -76,7 +79,7 @@ def test_a_list_and_the_changes_after_it_fit_together(client: httpx.Client, orga
     assert change["version"] == 2
 
 
-def test_a_change_a_line_with_the_cursor_in_the_header(client: httpx.Client, organisation: str) -> None:
+def test_ndjson_changes_carry_the_cursor_in_a_header(client: httpx.Client, organisation: str) -> None:
     for update in UPDATES:
         post(client, organisation, **update)
     response = client.get(URL, params={"org": organisation}, headers=LINES)
@@ -106,71 +109,108 @@ def test_a_change_a_line_with_the_cursor_in_the_header(client: httpx.Client, org
         ({"id": "a"}, ["id"]),
     ],
 )
-def test_a_faulty_parameter_is_refused(client: httpx.Client, parameters: dict[str, str], fields: list[str]) -> None:
+def test_an_invalid_parameter_is_rejected(client: httpx.Client, parameters: dict[str, str], fields: list[str]) -> None:
     assert_problem(client.get(URL, params=parameters), 400, "INVALID_REQUEST", fields)
 
 
-def test_who_waits_is_answered_when_something_comes(client: httpx.Client, organisation: str) -> None:
+def looks(client: httpx.Client) -> float:
+    """How often the change poller has read the last changes. It does so only on behalf of waiting long polls."""
+    return metrics(client).get("database_statement_duration_seconds_count list_last_changes", 0)
+
+
+def wait_until_polled(client: httpx.Client) -> None:
+    """Until the change poller has looked twice. The first look may have begun earlier, and may still be for a long poll
+    that has just ended; the second began after this call, for a long poll that is waiting."""
+    before = looks(client)
+    wait_until(lambda: looks(client) >= before + 2)
+
+
+def test_long_poll_returns_as_soon_as_a_change_is_committed(client: httpx.Client, organisation: str) -> None:
     post(client, organisation)
     _, cursor = changes(client, organisation)
     with ThreadPoolExecutor(1) as executor:
-        waiting = executor.submit(changes, client, organisation, after=cursor, wait="30")
-        time.sleep(0.5)
-        post(client, organisation + "-other")
-        post(client, organisation)
-        time.sleep(0.5)
-        assert not waiting.done()
+        long_poll = executor.submit(changes, client, organisation, after=cursor, wait="30")
+        wait_until_polled(client)
+        assert_accepted(post(client, organisation, updatedAt="2020-09-30"))
+        [change], new_cursor = long_poll.result(10)
+    assert (change["externalId"], change["version"]) == ("a-1", 2)
+    assert int(new_cursor) == int(cursor) + 1  # a single change, the least that must end the wait
+
+
+def test_long_poll_returns_only_for_changes_of_its_organisation(client: httpx.Client, organisation: str) -> None:
+    post(client, organisation)
+    _, cursor = changes(client, organisation)
+    with ThreadPoolExecutor(1) as executor:
+        long_poll = executor.submit(changes, client, organisation, after=cursor, wait="30")
+        wait_until_polled(client)
+        assert_accepted(post(client, organisation + "-other"))
+        assert_accepted(post(client, organisation), "ignored-stale")
+        wait_until_polled(client)
+        assert not long_poll.done()
         assert_accepted(post(client, organisation, id="a-2", start="2020-10-11", end="2020-10-12"))
-        rows, _ = waiting.result(10)
-    assert [row["externalId"] for row in rows] == ["a-2"]
+        rows, _ = long_poll.result(10)
+    assert [row["externalId"] for row in rows] == ["a-2"]  # a premature response would be empty
 
 
-def test_who_waits_in_vain_gets_nothing_when_the_time_is_up(client: httpx.Client, organisation: str) -> None:
+def test_long_poll_without_changes_returns_empty_after_its_wait(client: httpx.Client, organisation: str) -> None:
+    """Takes a second, the shortest wait there is."""
     started = time.monotonic()
     assert changes(client, organisation, after="7", wait="1") == ([], "7")
-    assert time.monotonic() - started >= 1
-    post(client, organisation)
-    assert len(changes(client, organisation, wait="30")[0]) == 1
+    assert 1 <= time.monotonic() - started < 10
 
 
 @pytest.fixture
-def few(database_url: str, tmp_path: Path) -> Iterator[ServiceProcess]:
-    with running_service(tmp_path, DATABASE_URL=database_url, CHANGES_WAITING_MAX="2") as process:
-        yield process
+def process(database_url: str, tmp_path: Path) -> Iterator[ServiceProcess]:
+    with running_service(tmp_path, DATABASE_URL=database_url, CHANGES_WAITING_MAX="2") as started:
+        yield started
 
 
-WAITING = f"{URL}?wait=30"
+def test_long_poll_returns_existing_changes_without_waiting(process: ServiceProcess) -> None:
+    post(process.client, "o")
+    [change], _ = changes(process.client, "o", wait="30")
+    assert change["version"] == 1
+    assert looks(process.client) == 0
 
 
-def test_beyond_so_many_who_wait_there_is_no_room_until_one_leaves(few: ServiceProcess) -> None:
-    with ThreadPoolExecutor(2) as executor:
-        waiting = [executor.submit(httpx.get, few.url + WAITING, timeout=2) for _ in range(2)]
-        time.sleep(1)
-        refused = few.client.get(URL + "?wait=1")
-        assert_problem(refused, 503, "OVERLOADED")
-        assert refused.headers["retry-after"]
-        assert few.client.get(URL).status_code == 200
-        for each in waiting:
-            with pytest.raises(httpx.ReadTimeout):
-                each.result()
-    wait_until(lambda: few.client.get(URL + "?wait=1").status_code == 200)
+def test_long_polls_beyond_the_limit_are_refused_until_one_disconnects(process: ServiceProcess) -> None:
+    with process.connect() as first, process.connect() as second:
+        for connection in (first, second):
+            connection.sendall(f"GET {URL}?org=o&wait=30 HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        wait_until(lambda: metrics(process.client).get(FIRST_READS) == 2)  # each reads once before it waits
+        wait_until_polled(process.client)
+        assert_problem(process.client.get(URL + "?wait=1"), 503, "OVERLOADED")
+        assert changes(process.client, "o") == ([], "0")
+        first.close()  # frees its place long before its 30 seconds are up
+        wait_until(lambda: process.client.get(URL + "?wait=1").status_code == 200, seconds=10)
+        assert_accepted(post(process.client, "o"))
+        response = HTTPResponse(second)
+        response.begin()
+        assert (response.status, len(json.load(response)["changes"])) == (200, 1)
 
 
-def test_a_shutdown_keeps_nobody_waiting(few: ServiceProcess) -> None:
-    answers: list[httpx.Response] = []
-    waiting = threading.Thread(target=lambda: answers.append(httpx.get(few.url + WAITING, timeout=30)))
-    waiting.start()
-    wait_until(lambda: "http_request" in few.client.get("/metrics").text)
-    time.sleep(0.5)
-    few.process.terminate()
-    waiting.join(5)
-    [answer] = answers
-    assert answer.json() == {"changes": [], "cursor": "0"}
-    assert few.process.wait(10) == 0
+def test_shutdown_ends_waiting_long_polls(process: ServiceProcess) -> None:
+    with ThreadPoolExecutor(1) as executor:
+        long_poll = executor.submit(changes, process.client, "o", wait="30")
+        wait_until_polled(process.client)
+        process.process.terminate()
+        assert long_poll.result(5) == ([], "0")
+    assert process.process.wait(10) == 0
 
 
-def write(url: str, number: int) -> None:
-    """Moves an appointment of each organisation again and again."""
+def test_long_poll_is_a_503_if_the_database_becomes_unavailable(process: ServiceProcess) -> None:
+    [[name]] = query(process.database_url, "select current_database()")
+    server = process.database_url.replace(f"/{name}", "/postgres")
+    with ThreadPoolExecutor(1) as executor:
+        long_poll = executor.submit(process.client.get, URL + "?wait=30")
+        wait_until_polled(process.client)
+        query(server, f"alter database {name} allow_connections false")
+        query(server, f"select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'")
+        assert_problem(long_poll.result(10), 503, "DATABASE_UNAVAILABLE")
+    query(server, f"alter database {name} allow_connections true")
+
+
+def move_repeatedly(url: str, number: int) -> None:
+    """Move an appointment of each organisation repeatedly."""
     with httpx.Client(base_url=url) as client:
         for turn in range(60):
             day = f"{2000 + turn}-01-0{number + 1}"
@@ -179,33 +219,33 @@ def write(url: str, number: int) -> None:
             assert client.post("/api/appointments", json=body).status_code == 200
 
 
-def follow_changes(url: str, organisation: str, ended: threading.Event) -> list[tuple[object, object]]:
-    """What a client sees that asks on until the writers have ended and nothing more comes."""
+def follow_changes(url: str, organisation: str, writers_done: threading.Event) -> list[tuple[object, object]]:
+    """All changes that a client reads by following the cursor until the writers are done and a page is empty."""
     rows, cursor = [], ""
     with httpx.Client(base_url=url) as client:
         while True:
-            last = ended.is_set()
+            last_round = writers_done.is_set()
             page, cursor = changes(client, organisation, after=cursor, limit="7")
             rows += [(row["externalId"], row["version"]) for row in page]
-            if last and not page:
+            if last_round and not page:
                 return rows
 
 
-def test_nothing_is_skipped_beside_writers_of_several_processes(database_url: str, tmp_path: Path) -> None:
-    """Followers end with exactly the rows of the table, in their order."""
-    ended = threading.Event()
+def test_no_change_is_skipped_while_several_processes_write(database_url: str, tmp_path: Path) -> None:
+    """Each follower ends with exactly the rows of the table, in their order."""
+    writers_done = threading.Event()
     with (
         running_service(tmp_path, DATABASE_URL=database_url, WORKERS="2") as process,
         ThreadPoolExecutor(16) as executor,
     ):
         followers = {
-            executor.submit(follow_changes, process.url, organisation, ended): organisation
+            executor.submit(follow_changes, process.url, organisation, writers_done): organisation
             for organisation in ORGANISATIONS * 2
         }
-        writers = [executor.submit(write, process.url, number) for number in range(8)]
+        writers = [executor.submit(move_repeatedly, process.url, number) for number in range(8)]
         for writer in writers:
             writer.result()
-        ended.set()
+        writers_done.set()
         for follower, organisation in followers.items():
             rows = query(
                 database_url,

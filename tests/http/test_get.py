@@ -1,4 +1,4 @@
-"""GET /api/appointments: order, `at`, and the strictness of its query."""
+"""GET /api/appointments: order, `at`, and strict parsing of the query."""
 
 import httpx
 import pytest
@@ -15,17 +15,17 @@ def ids(client: httpx.Client, organisation: str, **parameters: str) -> list[str]
 
 
 @pytest.fixture
-def three(client: httpx.Client, organisation: str) -> None:
+def three_appointments(client: httpx.Client, organisation: str) -> None:
     for appointment in (THIRD, FIRST, SECOND):
         assert_accepted(post(client, organisation, **appointment))
 
 
-@pytest.mark.usefixtures("three")
+@pytest.mark.usefixtures("three_appointments")
 def test_a_list_is_ordered_by_start(client: httpx.Client, organisation: str) -> None:
     assert ids(client, organisation) == ["b", "a", "C"]
 
 
-@pytest.mark.usefixtures("three")
+@pytest.mark.usefixtures("three_appointments")
 @pytest.mark.parametrize(
     ("at", "expected"),
     [
@@ -42,37 +42,49 @@ def test_a_list_is_ordered_by_start(client: httpx.Client, organisation: str) -> 
         ("9999-12-31T23:59:59.999999Z", []),
     ],
 )
-def test_at_selects_start_to_before_end(client: httpx.Client, organisation: str, at: str, expected: list[str]) -> None:
+def test_at_selects_start_inclusive_to_end_exclusive(
+    client: httpx.Client, organisation: str, at: str, expected: list[str]
+) -> None:
     assert ids(client, organisation, at=at) == expected
 
 
-@pytest.mark.usefixtures("three")
+@pytest.mark.usefixtures("three_appointments")
 @pytest.mark.parametrize("query", ["", "&", "&at=", "&at", "&&at=&"])
 def test_an_empty_parameter_counts_as_missing(client: httpx.Client, organisation: str, query: str) -> None:
     response = client.get(f"/api/appointments?org={organisation}{query}")
+    assert response.status_code == 200
+    assert response.json() == listed(client, organisation)
     assert len(response.json()) == 3
 
 
 @pytest.mark.parametrize(
     "query", ["", "?", "?org=", "?org", "?org=%20", "?org=+%09", "?org=default", "?org=+default%20"]
 )
-def test_no_organisation_means_default(client: httpx.Client, query: str) -> None:
+def test_a_missing_or_blank_organisation_means_default(client: httpx.Client, query: str) -> None:
     post(client, "default", id="in-default", start="0700-01-01", end="0700-01-02")
     response = client.get("/api/appointments" + query)
     assert response.status_code == 200
     assert "in-default" in [row["externalId"] for row in response.json()]
 
 
-def test_an_unknown_organisation_is_empty(client: httpx.Client, organisation: str) -> None:
+def test_an_unknown_organisation_has_no_appointments(client: httpx.Client, organisation: str) -> None:
     response = client.get("/api/appointments", params={"org": organisation})
     assert (response.status_code, response.content) == (200, b"[]")
     assert client.get("/api/appointments", params={"org": organisation, "at": "2020-01-01"}).content == b"[]"
 
 
-def test_head_answers_as_get_without_a_body(client: httpx.Client, organisation: str) -> None:
-    response = client.head("/api/appointments", params={"org": organisation})
-    assert (response.status_code, response.content) == (200, b"")
-    assert response.headers["content-length"] == "2"
+def test_head_responds_like_get_without_a_body(client: httpx.Client, organisation: str) -> None:
+    url = f"/api/appointments?org={organisation}"
+    head, get = client.head(url), client.get(url)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-length"] == "2"
+    assert head.headers["x-request-id"]
+    assert unvarying_headers(head) == unvarying_headers(get)
+
+
+def unvarying_headers(response: httpx.Response) -> dict[str, str]:
+    """All headers without those that differ from one response to the next."""
+    return {name: value for name, value in response.headers.items() if name not in ("date", "x-request-id")}
 
 
 @pytest.mark.parametrize(
@@ -98,11 +110,11 @@ def test_head_answers_as_get_without_a_body(client: httpx.Client, organisation: 
         ("foo=1&x=1&x=2&at=x", "INVALID_REQUEST", ["foo", "x", "at"]),
     ],
 )
-def test_a_faulty_query_is_refused(client: httpx.Client, query: str, code: str, fields: list[str]) -> None:
+def test_an_invalid_query_is_rejected(client: httpx.Client, query: str, code: str, fields: list[str]) -> None:
     assert_problem(client.get(f"/api/appointments?{query}"), 400, code, fields)
 
 
-def test_the_error_for_a_plus_says_what_it_means(client: httpx.Client) -> None:
+def test_the_error_for_a_plus_sign_suggests_its_encoding(client: httpx.Client) -> None:
     response = client.get("/api/appointments?at=2020-10-10T10:00:00+02:00")
     assert "%2B" in response.json()["errors"][0]["detail"]
     encoded = client.get("/api/appointments?at=2020-10-10T10:00:00%2B02:00")
@@ -110,6 +122,6 @@ def test_the_error_for_a_plus_says_what_it_means(client: httpx.Client) -> None:
     assert client.get("/api/appointments?at=2020-10-10+10:00").status_code == 200
 
 
-def test_post_takes_no_parameters(client: httpx.Client, organisation: str) -> None:
+def test_post_rejects_query_parameters(client: httpx.Client, organisation: str) -> None:
     response = client.post(f"/api/appointments?org={organisation}", json={})
     assert_problem(response, 400, "INVALID_REQUEST", ["org"])

@@ -1,4 +1,4 @@
-"""GET /api/appointments beyond the core: filters, pages, lines, tags, and long lists."""
+"""GET /api/appointments in depth: filters, pages, NDJSON, ETags and long lists."""
 
 from base64 import urlsafe_b64encode
 from typing import Any
@@ -21,10 +21,10 @@ def ids(rows: list[dict[str, Any]]) -> list[str]:
 
 @pytest.fixture
 def hours(client: httpx.Client, organisation: str) -> None:
-    """`a` from 10 to 11, `b` from 11 to 12, `c` from 13 to 14; `gone`, cancelled, from 10 to 20."""
+    """`a` 10:00 to 11:00, `b` 11:00 to 12:00, `c` 13:00 to 14:00, and `x`, cancelled, 10:00 to 20:00."""
     for name, start, end in (("c", 13, 14), ("a", 10, 11), ("b", 11, 12)):
         assert_accepted(post(client, organisation, id=name, start=f"2020-10-10 {start}:00", end=f"2020-10-10 {end}:00"))
-    assert_accepted(post(client, organisation, id="gone", end="2020-10-10 20:00", cancelled=True))
+    assert_accepted(post(client, organisation, id="x", end="2020-10-10 20:00", cancelled=True))
 
 
 @pytest.mark.usefixtures("hours")
@@ -47,7 +47,7 @@ def hours(client: httpx.Client, organisation: str) -> None:
         ({"id": "b", "at": "2020-10-10 10:30"}, ""),
         ({"id": "b", "from": "2020-10-10 12:00"}, ""),
         ({"id": "B"}, ""),
-        ({"id": "gone"}, ""),
+        ({"id": "x"}, ""),
     ],
 )
 @pytest.mark.parametrize("as_of", [{}, {"asOf": "9999-12-31"}], ids=["now", "as of"])
@@ -61,24 +61,24 @@ def test_filters_narrow_the_list(
 @pytest.mark.parametrize(
     ("parameters", "expected"),
     [
-        ({}, ["a", "gone", "b", "c"]),
-        ({"at": "2020-10-10 11:30"}, ["gone", "b"]),
-        ({"from": "2020-10-10 14:00"}, ["gone"]),
-        ({"to": "2020-10-10 11:00"}, ["a", "gone"]),
-        ({"id": "gone"}, ["gone"]),
+        ({}, ["a", "x", "b", "c"]),
+        ({"at": "2020-10-10 11:30"}, ["x", "b"]),
+        ({"from": "2020-10-10 14:00"}, ["x"]),
+        ({"to": "2020-10-10 11:00"}, ["a", "x"]),
+        ({"id": "x"}, ["x"]),
         ({"id": "a"}, ["a"]),
         ({"id": "none"}, []),
     ],
 )
 @pytest.mark.parametrize("as_of", [{}, {"asOf": "9999-12-31"}], ids=["now", "as of"])
-def test_cancelled_ones_are_listed_on_request_and_every_row_says_whether_it_is(
+def test_include_cancelled_lists_cancelled_appointments_and_flags_every_row(
     client: httpx.Client, organisation: str, parameters: dict[str, str], as_of: dict[str, str], expected: list[str]
 ) -> None:
     rows = listed(client, organisation, includeCancelled="true", **parameters, **as_of)
     assert ids(rows) == expected
-    assert [row["cancelled"] for row in rows] == [name == "gone" for name in expected]
+    assert [row["cancelled"] for row in rows] == [name == "x" for name in expected]
     active = listed(client, organisation, includeCancelled="false", **parameters, **as_of)
-    assert ids(active) == [name for name in expected if name != "gone"]
+    assert ids(active) == [name for name in expected if name != "x"]
     assert all("cancelled" not in row for row in active)
 
 
@@ -102,14 +102,14 @@ def test_cancelled_ones_are_listed_on_request_and_every_row_says_whether_it_is(
         ({"limit": "x", "from": "x"}, "INVALID_REQUEST", ["from", "limit"]),
     ],
 )
-def test_a_faulty_filter_is_refused(
+def test_an_invalid_filter_is_rejected(
     client: httpx.Client, parameters: dict[str, str], code: str, fields: list[str] | None
 ) -> None:
     assert_problem(client.get("/api/appointments", params=parameters), 400, code, fields)
 
 
-def follow(client: httpx.Client, url: str, headers: dict[str, str] | None = None) -> list[httpx.Response]:
-    """All pages, by their links."""
+def follow_links(client: httpx.Client, url: str, headers: dict[str, str] | None = None) -> list[httpx.Response]:
+    """All pages, found by their `next` links."""
     pages = [client.get(url, headers=headers)]
     while "next" in pages[-1].links:
         pages.append(client.get(pages[-1].links["next"]["url"], headers=headers))
@@ -125,14 +125,14 @@ def follow(client: httpx.Client, url: str, headers: dict[str, str] | None = None
 def test_pages_add_up_to_the_list(client: httpx.Client, organisation: str, limit: int, more: str) -> None:
     url = f"/api/appointments?org={organisation}{more}"
     whole = client.get(url).json()
-    pages = [page.json() for page in follow(client, f"{url}&limit={limit}")]
+    pages = [page.json() for page in follow_links(client, f"{url}&limit={limit}")]
     assert [row for page in pages for row in page] == whole
     assert [len(page) for page in pages[:-1]] == [limit] * (len(pages) - 1)
     assert 0 < len(pages[-1]) <= limit
 
 
-def test_a_page_starts_after_the_last_one_even_if_that_is_gone(client: httpx.Client, organisation: str) -> None:
-    """Also where another has come to start at the same time."""
+def test_a_page_starts_after_the_last_row_even_if_that_row_has_moved(client: httpx.Client, organisation: str) -> None:
+    """Also if another appointment now starts at the same time."""
     for place in range(4):
         post(client, organisation, id=f"m-{place}", start=f"2020-10-1{place}", end=f"2020-10-1{place} 01:00")
     first = client.get(f"/api/appointments?org={organisation}&limit=2")
@@ -144,7 +144,7 @@ def test_a_page_starts_after_the_last_one_even_if_that_is_gone(client: httpx.Cli
         post(client, organisation, id=name, cancelled=True, updatedAt="2020-09-30")
 
 
-def test_a_link_keeps_every_parameter(client: httpx.Client, organisation: str) -> None:
+def test_a_next_link_keeps_all_parameters(client: httpx.Client, organisation: str) -> None:
     name = f"{organisation} & <ü>"
     for day in (1, 2):
         post(client, name, id=f"a-{day}", start=f"2020-10-0{day}", end=f"2020-10-0{day} 01:00")
@@ -157,11 +157,11 @@ def test_a_link_keeps_every_parameter(client: httpx.Client, organisation: str) -
     assert following.links == {}
 
 
-def encoded(json: bytes) -> str:
+def encode_cursor(json: bytes) -> str:
     return urlsafe_b64encode(json).rstrip(b"=").decode()
 
 
-SOUND = encoded(b'{"start":"2020-10-10T10:00:00.000Z","externalId":"a"}')
+VALID_CURSOR = encode_cursor(b'{"start":"2020-10-10T10:00:00.000Z","externalId":"a"}')
 
 
 @pytest.mark.parametrize(
@@ -170,35 +170,35 @@ SOUND = encoded(b'{"start":"2020-10-10T10:00:00.000Z","externalId":"a"}')
         "x",
         "1",
         "=",
-        SOUND + "=",
-        SOUND + " ",
-        SOUND[:-1],
-        SOUND.replace("e", "+", 1),
+        VALID_CURSOR + "=",
+        VALID_CURSOR + " ",
+        VALID_CURSOR[:-1],
+        VALID_CURSOR.replace("e", "+", 1),
         "\u00e9",
-        encoded(b"{}"),
-        encoded(b"[]"),
-        encoded(b"\xff"),
-        encoded(b'{"start":"2020-10-10T10:00:00.000Z","externalId":"a\\u0000"}'),
-        encoded(b'{"start":"2020-10-10T10:00:00.000Z","externalId":"a","more":1}'),
-        encoded(b'{"start":"tomorrow","externalId":"a"}'),
-        encoded(b'{"start":"2020-10-10T10:00:00.000Z","externalId":5}'),
-        encoded(b'{"receivedAt":"2020-10-10T10:00:00.000Z"}'),
-        encoded(b"[" * 20_000),
+        encode_cursor(b"{}"),
+        encode_cursor(b"[]"),
+        encode_cursor(b"\xff"),
+        encode_cursor(b'{"start":"2020-10-10T10:00:00.000Z","externalId":"a\\u0000"}'),
+        encode_cursor(b'{"start":"2020-10-10T10:00:00.000Z","externalId":"a","more":1}'),
+        encode_cursor(b'{"start":"tomorrow","externalId":"a"}'),
+        encode_cursor(b'{"start":"2020-10-10T10:00:00.000Z","externalId":5}'),
+        encode_cursor(b'{"receivedAt":"2020-10-10T10:00:00.000Z"}'),
+        encode_cursor(b"[" * 20_000),
     ],
 )
-def test_a_malformed_cursor_is_refused(client: httpx.Client, cursor: str) -> None:
+def test_a_malformed_cursor_is_rejected(client: httpx.Client, cursor: str) -> None:
     response = client.get("/api/appointments", params={"limit": "1", "cursor": cursor})
     assert_problem(response, 400, "INVALID_REQUEST", ["cursor"])
 
 
-def test_a_cursor_needs_a_limit(client: httpx.Client) -> None:
-    assert client.get("/api/appointments", params={"limit": "1", "cursor": SOUND}).status_code == 200
-    problem = assert_problem(client.get(f"/api/appointments?cursor={SOUND}"), 400, "INVALID_REQUEST", ["cursor"])
+def test_a_cursor_requires_a_limit(client: httpx.Client) -> None:
+    assert client.get("/api/appointments", params={"limit": "1", "cursor": VALID_CURSOR}).status_code == 200
+    problem = assert_problem(client.get(f"/api/appointments?cursor={VALID_CURSOR}"), 400, "INVALID_REQUEST", ["cursor"])
     assert "`limit`" in problem["errors"][0]["detail"]
 
 
 @pytest.mark.usefixtures("hours")
-def test_a_row_a_line_on_request(client: httpx.Client, organisation: str) -> None:
+def test_ndjson_has_one_row_per_line(client: httpx.Client, organisation: str) -> None:
     url = f"/api/appointments?org={organisation}"
     response = client.get(url, headers=LINES)
     assert response.headers["content-type"] == "application/x-ndjson"
@@ -206,7 +206,7 @@ def test_a_row_a_line_on_request(client: httpx.Client, organisation: str) -> Non
     assert [httpx.Response(200, content=line).json() for line in response.text.splitlines()] == client.get(url).json()
     assert response.text.endswith("}\n")
     assert client.get(url + "-none", headers=LINES).content == b""
-    pages = follow(client, url + "&limit=2", LINES)
+    pages = follow_links(client, url + "&limit=2", LINES)
     assert "".join(page.text for page in pages) == response.text
 
 
@@ -225,12 +225,15 @@ def test_a_row_a_line_on_request(client: httpx.Client, organisation: str) -> Non
         ("", False),
     ],
 )
-def test_what_is_accepted_decides(client: httpx.Client, organisation: str, accept: str, lines: bool) -> None:
+def test_the_accept_header_selects_the_format(
+    client: httpx.Client, organisation: str, accept: str, lines: bool
+) -> None:
     response = client.get(f"/api/appointments?org={organisation}", headers={"Accept": accept})
+    assert (response.status_code, response.content) == (200, b"" if lines else b"[]")
     assert response.headers["content-type"] == ("application/x-ndjson" if lines else "application/json")
 
 
-def test_a_tag_changes_with_every_change_of_the_organisation_and_with_nothing_else(
+def test_the_etag_changes_with_every_change_of_the_organisation_and_only_then(
     client: httpx.Client, organisation: str
 ) -> None:
     url = f"/api/appointments?org={organisation}"
@@ -253,7 +256,7 @@ def test_a_tag_changes_with_every_change_of_the_organisation_and_with_nothing_el
 
 
 @pytest.mark.parametrize("more", ["", "&limit=1", "&asOf=2999-01-01", "&includeCancelled=true&id=a-1"])
-def test_what_has_not_changed_is_not_sent_again(client: httpx.Client, organisation: str, more: str) -> None:
+def test_an_unchanged_list_is_not_sent_again(client: httpx.Client, organisation: str, more: str) -> None:
     post(client, organisation)
     url = f"/api/appointments?org={organisation}{more}"
     tag = client.get(url).headers["etag"]
@@ -269,7 +272,7 @@ def test_what_has_not_changed_is_not_sent_again(client: httpx.Client, organisati
     assert_problem(refused, 400, "INVALID_DATE_FORMAT", ["at"])
 
 
-def test_a_list_says_which_change_was_the_last(client: httpx.Client, organisation: str) -> None:
+def test_a_list_carries_the_cursor_of_the_last_change(client: httpx.Client, organisation: str) -> None:
     url = f"/api/appointments?org={organisation}"
     assert client.get(url).headers["x-changes-cursor"] == "0"
     cursors = []
@@ -277,41 +280,45 @@ def test_a_list_says_which_change_was_the_last(client: httpx.Client, organisatio
         post(client, organisation, id=f"a-{day}", start=f"2020-10-0{day}", end=f"2020-10-0{day} 01:00")
         cursors.append(int(client.get(url + "&at=1999-01-01").headers["x-changes-cursor"]))
     assert cursors == sorted(set(cursors))
-    assert {page.headers["x-changes-cursor"] for page in follow(client, url + "&limit=1")} == {str(cursors[-1])}
+    assert {page.headers["x-changes-cursor"] for page in follow_links(client, url + "&limit=1")} == {str(cursors[-1])}
     assert "x-changes-cursor" not in client.get(url + "&asOf=2999-01-01").headers
 
 
-LONG = 2 * ROWS_MAX + 5
-FILL = f"""
+LONG_LIST_ROWS = 2 * ROWS_MAX + 5
+FILL_LONG_LIST = f"""
 insert into appointments
     (org_id, external_id, during, payload_created_at, payload_updated_at, received_at, version)
 select %s, '"' || n, tstzrange(start, start + interval '1 hour'), start, start, start, 1
-from (select n, timestamptz '2000-01-01Z' + n * interval '1 hour' as start from generate_series(1, {LONG}) as n) as s
+from (
+    select n, timestamptz '2000-01-01Z' + n * interval '1 hour' as start from generate_series(1, {LONG_LIST_ROWS}) as n
+) as s
 """
 
 
 @pytest.fixture
-def long(service: ServiceProcess, organisation: str) -> None:
-    query(service.database_url, FILL, organisation)
+def long_list(service: ServiceProcess, organisation: str) -> None:
+    query(service.database_url, FILL_LONG_LIST, organisation)
 
 
-@pytest.mark.usefixtures("long")
+@pytest.mark.usefixtures("long_list")
 @pytest.mark.parametrize("more", ["", "&includeCancelled=true"])
-def test_a_long_list_is_streamed_whole_and_in_order(client: httpx.Client, organisation: str, more: str) -> None:
+def test_a_long_list_is_streamed_completely_and_in_order(client: httpx.Client, organisation: str, more: str) -> None:
     url = f"/api/appointments?org={organisation}{more}"
     response = client.get(url)
     assert response.headers["content-type"] == "application/json"
     assert response.headers["transfer-encoding"] == "chunked"
     assert {"etag", "x-changes-cursor", "x-request-id"} <= response.headers.keys()
     rows = response.json()
-    assert ids(rows) == [f'"{number}' for number in range(1, LONG + 1)]
+    assert ids(rows) == [f'"{number}' for number in range(1, LONG_LIST_ROWS + 1)]
     lines = client.get(url, headers=LINES)
     assert [httpx.Response(200, content=line).json() for line in lines.text.splitlines()] == rows
-    assert [row for page in follow(client, f"{url}&limit={ROWS_MAX}") for row in page.json()] == rows
+    assert [row for page in follow_links(client, f"{url}&limit={ROWS_MAX}") for row in page.json()] == rows
 
 
-@pytest.mark.usefixtures("long")
-def test_head_of_a_long_list_reads_no_more_than_its_beginning(client: httpx.Client, organisation: str) -> None:
+@pytest.mark.usefixtures("long_list")
+def test_head_of_a_long_list_has_no_body(client: httpx.Client, organisation: str) -> None:
     response = client.head(f"/api/appointments?org={organisation}")
     assert (response.status_code, response.content) == (200, b"")
     assert response.headers["content-type"] == "application/json"
+    assert {"etag", "x-changes-cursor", "x-request-id"} <= response.headers.keys()
+    assert "content-length" not in response.headers

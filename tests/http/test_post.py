@@ -1,4 +1,4 @@
-"""POST /api/appointments: every row of the contract's tables of fields and outcomes."""
+"""POST /api/appointments: every rule for its fields, and every outcome."""
 
 from typing import Any
 
@@ -49,7 +49,7 @@ def test_an_equal_or_earlier_update_is_ignored(client: httpx.Client, organisatio
     assert listed(client, organisation) == before
 
 
-def test_a_stale_update_is_ignored_even_where_it_overlaps(client: httpx.Client, organisation: str) -> None:
+def test_a_stale_update_is_ignored_even_if_it_overlaps(client: httpx.Client, organisation: str) -> None:
     post(client, organisation)
     post(client, organisation, id="a-2", start="2020-10-10 11:00", end="2020-10-10 12:00")
     overlapping = {"start": "2020-10-10 11:30", "end": "2020-10-10 11:45"}
@@ -69,7 +69,7 @@ def test_a_stale_update_is_ignored_even_where_it_overlaps(client: httpx.Client, 
         ("2020-10-10T12:10+02:00", "2020-10-10T12:20+02:00"),
     ],
 )
-def test_an_overlap_is_a_conflict_that_names_the_other(
+def test_an_overlap_is_a_conflict_that_names_the_other_appointment(
     client: httpx.Client, organisation: str, start: str, end: str
 ) -> None:
     post(client, organisation, id="long before", start="2020-10-01", end="2020-10-02")
@@ -89,7 +89,7 @@ def test_an_overlap_is_a_conflict_that_names_the_other(
 @pytest.mark.parametrize(
     ("start", "end"), [("2020-10-10 09:30", "2020-10-10 10:00"), ("2020-10-10 10:30", "2020-10-10 11:00")]
 )
-def test_one_may_end_as_the_next_begins(client: httpx.Client, organisation: str, start: str, end: str) -> None:
+def test_adjacent_appointments_do_not_conflict(client: httpx.Client, organisation: str, start: str, end: str) -> None:
     post(client, organisation)
     assert_accepted(post(client, organisation, id="a-2", start=start, end=end))
 
@@ -100,10 +100,10 @@ def test_an_update_may_overlap_its_own_old_interval(client: httpx.Client, organi
     assert_accepted(post(client, organisation, **moved))
 
 
-def test_an_update_into_another_is_a_conflict_behind_its_own_old_interval(
+def test_an_update_conflicts_with_a_neighbour_despite_its_own_old_interval(
     client: httpx.Client, organisation: str
 ) -> None:
-    """The neighbour is looked for past the appointment itself."""
+    """The search for a conflict must look past the appointment itself."""
     post(client, organisation, id="a-0", start="2020-10-10 09:00", end="2020-10-10 10:00")
     post(client, organisation)
     stretched = {"start": "2020-10-10 09:30", "end": "2020-10-10 10:45", "updatedAt": "2020-09-29"}
@@ -111,14 +111,14 @@ def test_an_update_into_another_is_a_conflict_behind_its_own_old_interval(
     assert problem["conflict"]["externalId"] == "a-0"
 
 
-def test_organisations_neither_see_nor_block_each_other(client: httpx.Client, organisation: str) -> None:
+def test_organisations_are_isolated_from_each_other(client: httpx.Client, organisation: str) -> None:
     other = organisation + "-other"
     assert_accepted(post(client, organisation))
     assert_accepted(post(client, other))
     assert len(listed(client, organisation)) == len(listed(client, other)) == 1
 
 
-def test_a_moved_appointment_frees_its_interval(client: httpx.Client, organisation: str) -> None:
+def test_a_moved_appointment_frees_its_old_interval(client: httpx.Client, organisation: str) -> None:
     post(client, organisation)
     post(client, organisation, start="2020-10-10 12:00", end="2020-10-10 13:00", updatedAt="2020-09-29")
     assert_accepted(post(client, organisation, id="a-2"))
@@ -128,7 +128,9 @@ def test_a_moved_appointment_frees_its_interval(client: httpx.Client, organisati
     ("org_id", "year"),
     [(None, 1001), ("", 1002), ("  \t\n ", 1003), ("default", 1004), (" default ", 1005), ("\u2003", 1006)],
 )
-def test_no_organisation_means_default(client: httpx.Client, organisation: str, org_id: str | None, year: int) -> None:
+def test_a_blank_organisation_means_default(
+    client: httpx.Client, organisation: str, org_id: str | None, year: int
+) -> None:
     far_off = {"id": organisation, "start": f"{year}-01-01", "end": f"{year}-01-02"}
     assert_accepted(post(client, org_id, **far_off))
     assert_accepted(post(client, "default", **far_off), "ignored-stale")
@@ -141,7 +143,7 @@ def test_a_missing_organisation_means_default(client: httpx.Client) -> None:
     assert "without" in [row["externalId"] for row in listed(client, "default")]
 
 
-def test_an_organisation_is_trimmed_and_nothing_else(client: httpx.Client, organisation: str) -> None:
+def test_organisation_names_are_trimmed_and_otherwise_kept(client: httpx.Client, organisation: str) -> None:
     assert_accepted(post(client, f"\u00a0 {organisation} x\t"))
     assert_accepted(post(client, f"{organisation} x"), "ignored-stale")
     assert_accepted(post(client, f"{organisation} X"))
@@ -150,7 +152,7 @@ def test_an_organisation_is_trimmed_and_nothing_else(client: httpx.Client, organ
 @pytest.mark.parametrize(
     "external_id", [" a", "a ", "A", "a\u0301", "\u00e1", "😀" * 255, "a\nb", "\u200b", "\x01", '"\\']
 )
-def test_an_id_is_kept_to_the_letter(client: httpx.Client, organisation: str, external_id: str) -> None:
+def test_an_id_is_stored_verbatim(client: httpx.Client, organisation: str, external_id: str) -> None:
     assert_accepted(post(client, organisation, id=external_id))
     assert [row["externalId"] for row in listed(client, organisation)] == [external_id]
 
@@ -160,12 +162,14 @@ def test_unknown_members_are_ignored(client: httpx.Client, organisation: str) ->
     assert_accepted(post(client, organisation, **more))
 
 
-def test_a_number_too_large_for_a_float_may_stand_in_an_unknown_member(client: httpx.Client, organisation: str) -> None:
+def test_a_number_too_large_for_a_float_is_ignored_in_an_unknown_member(
+    client: httpx.Client, organisation: str
+) -> None:
     body = httpx.Request("POST", "http://x", json=payload(organisation)).content
     assert_accepted(client.post("/api/appointments", content=b'{"x": 1e400, ' + body[1:]))
 
 
-def test_of_a_member_given_twice_the_last_counts(client: httpx.Client, organisation: str) -> None:
+def test_the_last_of_duplicate_members_wins(client: httpx.Client, organisation: str) -> None:
     body = httpx.Request("POST", "http://x", json=payload(organisation)).content
     assert_accepted(client.post("/api/appointments", content=b'{"id": 5, ' + body[1:]))
     response = client.post("/api/appointments", content=body[:-1] + b', "id": 5}')
@@ -184,7 +188,7 @@ def test_an_organisation_must_be_a_string_of_up_to_255_characters(client: httpx.
     assert_problem(post(client, value), 400, "INVALID_REQUEST", ["orgId"])
 
 
-def test_lengths_are_code_points_after_trimming(client: httpx.Client, organisation: str) -> None:
+def test_lengths_are_counted_in_code_points_after_trimming(client: httpx.Client, organisation: str) -> None:
     assert_accepted(post(client, organisation.ljust(255, "😀") + " " * 9))
     assert_accepted(post(client, organisation, id="x" * 255))
 
@@ -193,7 +197,7 @@ def test_lengths_are_code_points_after_trimming(client: httpx.Client, organisati
 @pytest.mark.parametrize(
     "value", [None, 1602324000, "", " ", "tomorrow", "2020-02-30", "2020-10-10 10:00 ", "2020-10-10\0"]
 )
-def test_an_unreadable_instant_is_an_error_of_its_field(
+def test_an_unreadable_instant_is_reported_for_its_field(
     client: httpx.Client, organisation: str, field: str, value: Any
 ) -> None:
     problem = assert_problem(post(client, organisation, **{field: value}), 400, "INVALID_DATE_FORMAT", [field])
@@ -210,14 +214,14 @@ def test_an_unreadable_instant_is_an_error_of_its_field(
         ("updatedAt", "INVALID_DATE_FORMAT"),
     ],
 )
-def test_a_missing_field_is_an_error(client: httpx.Client, organisation: str, field: str, code: str) -> None:
+def test_a_missing_field_is_reported(client: httpx.Client, organisation: str, field: str, code: str) -> None:
     body = payload(organisation)
     del body[field]
     problem = assert_problem(client.post("/api/appointments", json=body), 400, code, [field])
     assert problem["errors"][0]["detail"].startswith("Missing.")
 
 
-def test_all_faults_are_reported_at_once(client: httpx.Client) -> None:
+def test_all_errors_are_reported_at_once(client: httpx.Client) -> None:
     response = client.post("/api/appointments", json={"orgId": 5, "start": "x", "updatedAt": 3})
     fields = ["id", "start", "end", "createdAt", "updatedAt", "orgId"]
     assert_problem(response, 400, "INVALID_REQUEST", fields)
@@ -239,13 +243,13 @@ def test_created_at_must_not_be_after_updated_at(client: httpx.Client, organisat
     assert_accepted(post(client, organisation, createdAt="2020-09-28 14:23:12"))
 
 
-def test_metadata_are_compared_with_neither_the_interval_nor_the_clock(client: httpx.Client, organisation: str) -> None:
+def test_metadata_is_not_compared_with_the_interval_or_the_clock(client: httpx.Client, organisation: str) -> None:
     assert_accepted(post(client, organisation, createdAt="9999-12-31", updatedAt="9999-12-31"))
     past = {"id": "a-2", "start": "0001-01-01", "end": "0001-01-02", "createdAt": "0001-01-01"}
     assert_accepted(post(client, organisation, **past))
 
 
-def test_the_first_and_the_last_instant_are_included(client: httpx.Client, organisation: str) -> None:
+def test_the_earliest_and_latest_instants_are_accepted(client: httpx.Client, organisation: str) -> None:
     ends = {"start": "0001-01-01", "end": "9999-12-31 23:59:59.999999"}
     assert_accepted(post(client, organisation, **ends, createdAt=ends["start"], updatedAt=ends["end"]))
     [row] = listed(client, organisation, at=ends["start"])

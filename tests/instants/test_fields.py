@@ -1,4 +1,4 @@
-"""The schema that clients read says what the service takes."""
+"""The published JSON schemas and both decoders agree on which values are valid."""
 
 from typing import Any
 
@@ -17,14 +17,14 @@ INSTANT = Draft202012Validator(msgspec.json.schema(Instant))
 
 
 @given(st.text(st.characters(codec="utf-8") | st.sampled_from("\0 \t\n\u2003"), max_size=260))
-def test_the_schema_of_an_id_takes_what_the_service_takes(text: str) -> None:
+def test_the_id_schema_accepts_exactly_what_the_service_accepts(text: str) -> None:
     try:
         assert FIELD_KINDS[ExternalId].parse(text) == text
-        taken = True
+        accepted = True
     except READ_ERRORS:
-        taken = False
-    assert EXTERNAL_ID.is_valid(text) == taken
-    assert taken == (1 <= len(text) <= 255 and bool(text.strip()) and "\0" not in text)
+        accepted = False
+    assert EXTERNAL_ID.is_valid(text) == accepted
+    assert accepted == (1 <= len(text) <= 255 and bool(text.strip()) and "\0" not in text)
 
 
 @given(
@@ -34,7 +34,7 @@ def test_the_schema_of_an_id_takes_what_the_service_takes(text: str) -> None:
         fullmatch=True,
     )
 )
-def test_the_schema_of_an_instant_takes_all_that_the_service_takes(text: str) -> None:
+def test_the_instant_schema_accepts_everything_that_the_service_accepts(text: str) -> None:
     try:
         FIELD_KINDS[Instant].parse(text)
     except ValueError:
@@ -49,18 +49,18 @@ def test_the_schema_of_an_instant_takes_all_that_the_service_takes(text: str) ->
         VALUES | st.lists(VALUES, max_size=2) | st.just("2020-10-10"),
     )
 )
-def test_any_object_is_an_appointment_or_a_problem(members: dict[str, Any]) -> None:
+def test_any_object_decodes_to_an_appointment_or_a_problem(members: dict[str, Any]) -> None:
     try:
         decode_appointment(msgspec.json.encode(members))
     except ProblemError as error:
         assert error.problem.status == 400
 
 
-SOUND = {name: st.just("2020-10-10") | VALUES for name in ("id", "start", "end", "createdAt", "updatedAt", "orgId")}
+MEMBERS = {name: st.just("2020-10-10") | VALUES for name in ("id", "start", "end", "createdAt", "updatedAt", "orgId")}
 
 
-@given(st.fixed_dictionaries(SOUND), st.binary(max_size=3), st.integers(0, 100))
-def test_both_ways_to_decode_agree(members: dict[str, Any], insertion: bytes, place: int) -> None:
+@given(st.fixed_dictionaries(MEMBERS), st.binary(max_size=3), st.integers(0, 100))
+def test_both_decoders_agree(members: dict[str, Any], insertion: bytes, place: int) -> None:
     body = msgspec.json.encode(members)
     place = min(place, len(body))
     for each in (body, body[:place] + insertion + body[place:]):
@@ -72,7 +72,7 @@ def test_both_ways_to_decode_agree(members: dict[str, Any], insertion: bytes, pl
 
 
 @given(st.binary(max_size=64) | st.text('{}[]",:\\u0dD8 e1.-tfn', max_size=32).map(str.encode))
-def test_any_bytes_are_an_appointment_or_a_problem(body: bytes) -> None:
+def test_any_bytes_decode_to_an_appointment_or_a_problem(body: bytes) -> None:
     try:
         decode_appointment(body)
     except ProblemError as error:

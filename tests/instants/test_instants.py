@@ -1,4 +1,4 @@
-"""The one reader and the one writer of instants."""
+"""Instants: parsed by the service, formatted by the database."""
 
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta, timezone
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from service.contract.instants import parse_instant
 
-GOOD = {
+VALID = {
     "2020-10-10": "2020-10-10T00:00:00.000Z",
     "2020-10-10Z": "2020-10-10T00:00:00.000Z",
     "2020-10-10+02:00": "2020-10-09T22:00:00.000Z",
@@ -43,13 +43,12 @@ GOOD = {
     "0001-01-01T02:00+02:00": "0001-01-01T00:00:00.000Z",
     "0001-01-01T00:00-01:00": "0001-01-01T01:00:00.000Z",
     "0000-12-31T23:00-01:00": "0001-01-01T00:00:00.000Z",
-    "0000-12-31-23:59": None,
     "0000-12-31T00:01-23:59": "0001-01-01T00:00:00.000Z",
     "9999-12-31T23:59:59.999999Z": "9999-12-31T23:59:59.999999Z",
     "9999-12-31T23:59:59.9999999Z": "9999-12-31T23:59:59.999999Z",
     "9999-12-31T00:00+01:00": "9999-12-30T23:00:00.000Z",
 }
-BAD = [
+INVALID = [
     "",
     " ",
     "2020",
@@ -110,6 +109,7 @@ BAD = [
     "0000-01-01",
     "0000-12-31",
     "0000-12-31T23:59:59Z",
+    "0000-12-31-23:59",
     "0000-12-31T00:00-23:59",
     "0000-12-30T23:00-23:59",
     "0001-01-01T00:00+00:01",
@@ -134,14 +134,14 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("text", "expected"), [item for item in GOOD.items() if item[1]])
-def test_a_good_spelling_is_read(text: str, expected: str) -> None:
+@pytest.mark.parametrize(("text", "expected"), VALID.items())
+def test_a_valid_instant_is_parsed(text: str, expected: str) -> None:
     assert parse_instant(text) == datetime.fromisoformat(expected)
 
 
-@pytest.mark.parametrize("text", BAD + [text for text, expected in GOOD.items() if expected is None])
-def test_a_bad_spelling_is_an_error(text: str) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011 - whichever reason
+@pytest.mark.parametrize("text", INVALID)
+def test_an_invalid_instant_is_an_error(text: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - the messages differ
         parse_instant(text)
 
 
@@ -161,16 +161,15 @@ def test_an_offset_is_converted_to_utc(local: datetime, offset: timezone, gap: s
 
 
 @given(st.text("0123456789-+:.TZ Wz\t", max_size=32))
-def test_anything_else_is_an_error_and_nothing_else(text: str) -> None:
+def test_any_text_is_an_instant_in_utc_or_a_value_error(text: str) -> None:
     with suppress(ValueError):
         assert parse_instant(text).tzinfo is UTC
 
 
-def test_the_database_writes_instants_as_answers_spell_them(database_url: str) -> None:
-    samples = [expected for expected in GOOD.values() if expected]
+def test_the_database_formats_instants_in_utc_whatever_the_session_time_zone(database_url: str) -> None:
     with psycopg.connect(database_url) as session:
         for zone in ("UTC", "Asia/Kathmandu", "America/St_Johns"):
             session.execute(f"set timezone = '{zone}'")
-            for text in samples:
+            for text in VALID.values():
                 row = session.execute("select instant_text(%s::timestamptz)", (text,)).fetchone()
                 assert row == (text,)

@@ -1,4 +1,4 @@
-"""When an organisation of the model is busy, and when it is free."""
+"""Busy and free intervals of an organisation, computed from the model."""
 
 from datetime import datetime, timedelta
 
@@ -9,8 +9,8 @@ Intervals = list[tuple[datetime, datetime]]
 
 def busy(model: Model, organisation: str, start: datetime, end: datetime) -> Intervals:
     merged: Intervals = []
-    for _, starts, ends, _ in model.listed(organisation, start=start, end=end):
-        clipped = max(starts, start), min(ends, end)
+    for _, busy_from, busy_to, _ in model.listed(organisation, start=start, end=end):
+        clipped = max(busy_from, start), min(busy_to, end)
         if merged and merged[-1][1] == clipped[0]:
             merged[-1] = merged[-1][0], clipped[1]
         else:

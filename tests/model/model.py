@@ -1,4 +1,4 @@
-"""What the service must do, in plain Python: a dict for each organisation, and the rules."""
+"""The model: the rules of the service in plain Python, and the accepted changes of each organisation in a dict."""
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -8,7 +8,7 @@ from service.contract.body import Appointment
 
 
 class Accepted(NamedTuple):
-    """An accepted change, as the model knows it: a version row but for the ids and `receivedAt`."""
+    """An accepted change: a version row without the ids and `receivedAt`, which the service assigns."""
 
     appointment: Appointment
     version: int
@@ -18,7 +18,7 @@ Row = tuple[str, datetime, datetime, int]
 
 
 class Model:
-    """`changes` of each organisation, in order; all else follows from them."""
+    """Stores the accepted changes of each organisation, in order. Everything else is derived from them."""
 
     def __init__(self) -> None:
         self.changes: dict[str, list[Accepted]] = {}
@@ -32,7 +32,7 @@ class Model:
         return verdict
 
     def listed(self, organisation: str, recorded: int | None = None, **filters: Any) -> list[Row]:
-        """After the first `recorded` changes; all if None."""
+        """The list after the first `recorded` changes, or after all of them if None."""
         held = state(self.changes.get(organisation, [])[:recorded]).values()
         rows = [
             (a.id, a.start, a.end, version)

@@ -1,5 +1,5 @@
-"""Random histories, sent to two processes of the service, end in what the model predicts: answers, lists,
-lists as of every instant, versions, changes and free time. HISTORIES sets how many are tried."""
+"""Random histories, sent to a service of two processes, compared with the model: responses, lists, lists as of every
+instant, versions, changes and free time. HISTORIES sets the number of histories."""
 
 import os
 from datetime import UTC, datetime, timedelta
@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.contract.body import Appointment
-from tests.http.test_lists import follow
+from tests.http.test_lists import follow_links
 from tests.model.free_time import busy, free
 from tests.model.model import Model, Row
 from tests.processes import ServiceProcess
@@ -40,7 +40,7 @@ appointments = st.builds(
     st.integers(0, 9),
     st.sampled_from([False, False, False, True]),
 )
-# A request: one appointment by itself, or a batch.
+# A request is a single appointment or a batch.
 histories = st.lists(appointments | st.lists(appointments, max_size=8), min_size=1, max_size=30)
 
 
@@ -57,16 +57,17 @@ def instant(value: datetime) -> str:
 
 def send(client: httpx.Client, request: Appointment | list[Appointment], prefix: str) -> list[str]:
     if isinstance(request, list):
-        answer = client.post("/api/appointments/batch", json=[body(each, prefix) for each in request])
-        return [result["status"] for result in answer.json()["results"]]
-    answer = client.post("/api/appointments", json=body(request, prefix))
-    return ["conflict" if answer.status_code == 409 else answer.json()["status"]]
+        response = client.post("/api/appointments/batch", json=[body(each, prefix) for each in request])
+        assert response.status_code == 200, response.text
+        return [result["status"] for result in response.json()["results"]]
+    response = client.post("/api/appointments", json=body(request, prefix))
+    return ["conflict" if response.status_code == 409 else response.json()["status"]]
 
 
 def rows(client: httpx.Client, organisation: str, **parameters: object) -> list[Row]:
-    """In pages of two, so that pages are tried too."""
+    """Read in pages of two, so that paging is tested too."""
     url = httpx.URL("/api/appointments", params={"org": organisation, "limit": 2} | parameters)
-    found = [row for page in follow(client, str(url)) for row in page.json()]
+    found = [row for page in follow_links(client, str(url)) for row in page.json()]
     return [
         (row["externalId"], datetime.fromisoformat(row["start"]), datetime.fromisoformat(row["end"]), row["version"])
         for row in found
@@ -79,7 +80,7 @@ def rows(client: httpx.Client, organisation: str, **parameters: object) -> list[
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(history=histories, minutes=st.sampled_from([0, 60, 61]))
-def test_every_answer_is_as_the_model_predicts(
+def test_every_response_is_as_the_model_predicts(
     process: ServiceProcess, history: list[Appointment | list[Appointment]], minutes: int
 ) -> None:
     model, prefix = Model(), uuid4().hex
@@ -94,34 +95,34 @@ def test_every_answer_is_as_the_model_predicts(
 
 
 def check_lists(client: httpx.Client, model: Model, organisation: str, prefix: str) -> None:
-    for whole in (False, True):
-        flag = {"includeCancelled": str(whole).lower()}
+    for include in (False, True):
+        flag = {"includeCancelled": str(include).lower()}
         org = prefix + organisation
-        assert rows(client, org, **flag) == model.listed(organisation, include_cancelled=whole)
+        assert rows(client, org, **flag) == model.listed(organisation, include_cancelled=include)
         for hour in range(9):
             at = DAY + hour * HOUR
             window = {"from": instant(at), "to": instant(at + 2 * HOUR)}
             assert rows(client, org, at=instant(at), **flag) == model.listed(
-                organisation, at=at, include_cancelled=whole
+                organisation, at=at, include_cancelled=include
             )
             assert rows(client, org, **window, **flag) == model.listed(
-                organisation, start=at, end=at + 2 * HOUR, include_cancelled=whole
+                organisation, start=at, end=at + 2 * HOUR, include_cancelled=include
             )
         for name in NAMES:
-            expected = model.listed(organisation, name=name, include_cancelled=whole)
+            expected = model.listed(organisation, name=name, include_cancelled=include)
             assert rows(client, org, id=name, **flag) == expected
 
 
 def check_history(client: httpx.Client, model: Model, organisation: str, prefix: str) -> None:
     changes = client.get("/api/appointments/changes", params={"org": prefix + organisation}).json()["changes"]
     expected = model.changes.get(organisation, [])
-    assert [seen(row) for row in changes] == [
+    assert [compared_fields(row) for row in changes] == [
         (a.id, a.start, a.end, a.updated_at, a.cancelled, version) for a, version in expected
     ]
     for name in NAMES:
         versions = client.get("/api/appointments/versions", params={"org": prefix + organisation, "id": name}).json()
         assert versions == [row for row in changes if row["externalId"] == name]
-        assert all(one["receivedAt"] < next_one["receivedAt"] for one, next_one in pairwise(versions))
+        assert all(earlier["receivedAt"] < later["receivedAt"] for earlier, later in pairwise(versions))
     for recorded, row in enumerate(changes, start=1):
         if recorded < len(changes) and changes[recorded]["receivedAt"] == row["receivedAt"]:
             continue
@@ -129,7 +130,7 @@ def check_history(client: httpx.Client, model: Model, organisation: str, prefix:
         assert found == model.listed(organisation, recorded, include_cancelled=True)
 
 
-def seen(row: dict[str, Any]) -> tuple[object, ...]:
+def compared_fields(row: dict[str, Any]) -> tuple[object, ...]:
     start, end, updated = (datetime.fromisoformat(row[name]) for name in ("start", "end", "payloadUpdatedAt"))
     return row["externalId"], start, end, updated, row["cancelled"], row["version"]
 

@@ -1,5 +1,5 @@
-"""The service and the model go the same way, step by step. A failure prints the requests as a script that
-replays them on `make serve`. HISTORIES sets how many ways are tried, of up to 20 steps each."""
+"""A Hypothesis state machine that compares the service with the model after every step. A failure prints the requests
+as a script that replays them on `make serve`. HISTORIES sets the number of runs, of up to 20 steps each."""
 
 import os
 import re
@@ -21,22 +21,22 @@ from tests.model.model import Accepted, Model, decide
 from tests.model.test_histories import DAY, HOUR, NAMES, ORGANISATIONS, body, hours, rows
 from tests.processes import ServiceProcess
 
-SERVED = "http://127.0.0.1:3000"
+SERVED_URL = "http://127.0.0.1:3000"
 STATUSES = {"ok": 200, "ignored-stale": 200, "conflict": 409}
 names, organisations = st.sampled_from(NAMES), st.sampled_from(ORGANISATIONS)
 lengths = st.sampled_from([HOUR / 60, HOUR, 2 * HOUR])
 STEPS = settings(deadline=None, stateful_step_count=20, suppress_health_check=list(HealthCheck))
-# Always the same ways, and one failure of them.
-SAME = settings(STEPS, max_examples=200, derandomize=True, database=None, report_multiple_bugs=False)
-later = st.sampled_from([timedelta(microseconds=1), HOUR])
+# Reproducible runs that report a single failure.
+REPRODUCIBLE = settings(STEPS, max_examples=200, derandomize=True, database=None, report_multiple_bugs=False)
+update_delays = st.sampled_from([timedelta(microseconds=1), HOUR])
 
-where_any_is_held = precondition(lambda machine: bool(machine.held()))
+if_any_appointment_exists = precondition(lambda machine: bool(machine.latest()))
 
 
 class Machine(RuleBasedStateMachine):
-    """Each rule is something that upstream systems do."""
+    """Each rule is something that upstream systems do to appointments."""
 
-    clients: tuple[httpx.Client, httpx.Client]  # each may be at another process
+    clients: tuple[httpx.Client, httpx.Client]  # may be connected to different processes
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,14 +44,14 @@ class Machine(RuleBasedStateMachine):
         self.prefix = uuid4().hex
         self.requests = 0
 
-    def held(self) -> list[Accepted]:
-        """The latest version of each appointment."""
+    def latest(self) -> list[Accepted]:
+        """The latest accepted change of each appointment, cancelled ones included."""
         changes = [change for each in self.model.changes.values() for change in each]
         return list({(change.appointment.org_id, change.appointment.id): change for change in changes}.values())
 
     def send(self, path: str, content: object) -> httpx.Response:
         text = msgspec.json.encode(content).decode()
-        note(f"curl -s {SERVED}{path} -H 'Content-Type: application/json' -d {shlex.quote(text)}; echo")
+        note(f"curl -s {SERVED_URL}{path} -H 'Content-Type: application/json' -d {shlex.quote(text)}; echo")
         self.requests += 1
         return self.clients[self.requests % 2].post(path, content=text)
 
@@ -69,49 +69,49 @@ class Machine(RuleBasedStateMachine):
         start = DAY + hour * HOUR
         self.put(appointment(name, organisation, start, start + length))
 
-    @where_any_is_held
-    @rule(data=st.data(), hour=hours, length=lengths, step=later)
+    @if_any_appointment_exists
+    @rule(data=st.data(), hour=hours, length=lengths, step=update_delays)
     def move(self, data: st.DataObject, hour: int, length: timedelta, step: timedelta) -> None:
-        old = data.draw(st.sampled_from(self.held())).appointment
+        old = data.draw(st.sampled_from(self.latest())).appointment
         start = DAY + hour * HOUR
         self.put(replace(old, start=start, end=start + length, updated_at=old.updated_at + step))
 
-    @where_any_is_held
+    @if_any_appointment_exists
     @rule(data=st.data(), back=st.sampled_from([timedelta(0), timedelta(microseconds=1), HOUR]), hour=hours)
-    def update_late_or_again(self, data: st.DataObject, back: timedelta, hour: int) -> None:
-        """With an interval that may overlap another's: it is ignored all the same."""
-        old = data.draw(st.sampled_from(self.held())).appointment
+    def send_a_stale_update(self, data: st.DataObject, back: timedelta, hour: int) -> None:
+        """A stale update is ignored even if its interval overlaps another appointment."""
+        old = data.draw(st.sampled_from(self.latest())).appointment
         start = DAY + hour * HOUR
         self.put(replace(old, start=start, end=start + HOUR, updated_at=max(DAY, old.updated_at - back)))
 
-    @where_any_is_held
-    @rule(data=st.data(), name=names, before=st.booleans(), gap=st.sampled_from([-1, 0, 1]), step=later)
-    def come_next_to(self, data: st.DataObject, name: str, before: bool, gap: int, step: timedelta) -> None:
-        """As near as a microsecond, or one too near."""
-        other = data.draw(st.sampled_from(self.held())).appointment
+    @if_any_appointment_exists
+    @rule(data=st.data(), name=names, before=st.booleans(), gap=st.sampled_from([-1, 0, 1]), step=update_delays)
+    def place_next_to(self, data: st.DataObject, name: str, before: bool, gap: int, step: timedelta) -> None:
+        """Adjacent, a microsecond apart, or overlapping by a microsecond."""
+        other = data.draw(st.sampled_from(self.latest())).appointment
         apart = timedelta(microseconds=gap)
         start = other.start - apart - HOUR if before else other.end + apart
-        at = [each.appointment.updated_at for each in self.held() if each.appointment.id == name]
-        self.put(appointment(name, other.org_id, start, start + HOUR, max(at, default=DAY) + step))
+        updates = [each.appointment.updated_at for each in self.latest() if each.appointment.id == name]
+        self.put(appointment(name, other.org_id, start, start + HOUR, max(updates, default=DAY) + step))
 
-    @where_any_is_held
-    @rule(data=st.data(), cancelled=st.booleans(), step=later)
-    def cancel_or_bring_back(self, data: st.DataObject, cancelled: bool, step: timedelta) -> None:
-        old = data.draw(st.sampled_from(self.held())).appointment
+    @if_any_appointment_exists
+    @rule(data=st.data(), cancelled=st.booleans(), step=update_delays)
+    def cancel_or_reactivate(self, data: st.DataObject, cancelled: bool, step: timedelta) -> None:
+        old = data.draw(st.sampled_from(self.latest())).appointment
         self.put(replace(old, cancelled=cancelled, updated_at=old.updated_at + step))
 
-    @precondition(lambda self: len(self.held()) > 1)
-    @rule(data=st.data(), at_once=st.booleans(), aside=st.booleans())
-    def swap(self, data: st.DataObject, at_once: bool, aside: bool) -> None:
-        """Two change places: one has to go aside for a while, or the other finds its place taken."""
+    @precondition(lambda self: len(self.latest()) > 1)
+    @rule(data=st.data(), as_batch=st.booleans(), move_aside=st.booleans())
+    def swap(self, data: st.DataObject, as_batch: bool, move_aside: bool) -> None:
+        """Two appointments swap intervals. Unless the first moves aside, the second finds the interval taken."""
         one, other = (
             each.appointment
-            for each in data.draw(st.lists(st.sampled_from(self.held()), min_size=2, max_size=2, unique_by=id))
+            for each in data.draw(st.lists(st.sampled_from(self.latest()), min_size=2, max_size=2, unique_by=id))
         )
-        steps = [moved(one, DAY + 100 * HOUR)] if aside else []
+        steps = [moved(one, DAY + 100 * HOUR)] if move_aside else []
         steps.append(moved(other, one.start))
-        steps.append(moved(steps[0] if aside else one, other.start))
-        if not at_once:
+        steps.append(moved(steps[0] if move_aside else one, other.start))
+        if not as_batch:
             for step in steps:
                 self.put(step)
             return
@@ -121,10 +121,10 @@ class Machine(RuleBasedStateMachine):
         assert [result["status"] for result in response.json()["results"]] == expected
 
     @invariant()
-    def lists_are_those_of_the_model(self) -> None:
+    def lists_match_the_model(self) -> None:
         for organisation in self.model.changes:
             found = rows(self.clients[0], self.prefix + organisation)
-            note(f"# listed of {organisation}: {found}")
+            note(f"# list of {organisation}: {found}")
             assert found == self.model.listed(organisation)
 
 
@@ -151,7 +151,7 @@ def test_every_step_is_as_the_model_predicts(process: ServiceProcess) -> None:
 
 
 class WrongModel(Model):
-    """An equal `updatedAt` counts."""
+    """Wrongly accepts an update with an equal `updatedAt`."""
 
     def put(self, new: Appointment) -> str:
         verdict = super().put(new)
@@ -166,13 +166,13 @@ class WrongMachine(Machine):
         self.model = WrongModel()
 
 
-def test_a_failure_is_found_and_prints_a_script_that_replays_it(process: ServiceProcess) -> None:
+def test_a_failure_prints_a_script_that_replays_it(process: ServiceProcess) -> None:
     printed: list[object] = []
     with reporting.with_reporter(printed.append), pytest.raises(AssertionError) as failure:
-        run(process, WrongMachine, SAME)
+        run(process, WrongMachine, REPRODUCIBLE)
     lines = "\n".join(map(str, [*printed, *getattr(failure.value, "__notes__", [])])).splitlines()
     script = [line for line in lines if line.startswith(("curl", "#"))]
-    assert len([line for line in script if line.startswith("curl")]) == 2  # shrunk: a creation, and the same again
-    fresh = re.sub("[0-9a-f]{32}", uuid4().hex, "\n".join(script)).replace(SERVED, process.url)
+    assert len([line for line in script if line.startswith("curl")]) == 2  # shrunk to a creation and its repetition
+    fresh = re.sub("[0-9a-f]{32}", uuid4().hex, "\n".join(script)).replace(SERVED_URL, process.url)
     done = subprocess.run(["bash", "-euc", fresh], capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines() == ['{"status":"ok"}', '{"status":"ignored-stale"}'], done.stderr
