@@ -52,6 +52,7 @@ bench: $(VENV)/development ## Measure everything (half an hour); QUICK=1: in 3 m
 lint: $(VENV)/development ## Check style and format
 	@$(RUN) -m ruff check
 	@$(RUN) -m ruff format --check
+	@$(VENV)/bin/lint-imports --no-cache
 
 format: $(VENV)/development ## Mend style and format
 	@$(RUN) -m ruff check --fix

@@ -31,7 +31,7 @@ DEFINITIONS = """
     from pg_index
     where indrelid = 'appointments'::regclass and not exists (select from pg_constraint where conindid = indexrelid)"""
 SLOW_ROOM = 128
-SETTINGS = {"workers": {"WORKERS": "2"}, "slow": {"BATCH_WRITES_MAX": "64", "WRITES_WAITING_MAX": str(SLOW_ROOM)}}
+SETTINGS = {"workers": {"WORKERS": "2"}, "slow": {"WRITES_WAITING_MAX": str(SLOW_ROOM)}}
 # The greatest delay that PostgreSQL allows, which it otherwise keeps to itself if nobody else is about to commit.
 SLOW_COMMITS = """
     do $$ begin

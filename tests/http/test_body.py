@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.http.requests import assert_accepted, assert_problem, listed, payload, post
-from tests.processes import ServiceProcess, running_service
+from tests.processes import ServiceProcess, running_service, wait_until
 
 LIMIT = 1_048_576
 
@@ -166,14 +166,17 @@ def test_a_client_that_disconnects_mid_body_writes_nothing(service: ServiceProce
     ],
 )
 @pytest.mark.parametrize("chunked", [True, False])
+@pytest.mark.parametrize(
+    "closing", [b"HTTP/1.1\r\nConnection: close", b"HTTP/1.0", b"HTTP/1.0\r\nConnection: keep-alive"]
+)
 def test_an_error_can_be_read_even_if_the_connection_closes(
-    service: ServiceProcess, path: str, expected: tuple[int, str], chunked: bool
+    service: ServiceProcess, path: str, expected: tuple[int, str], chunked: bool, closing: bytes
 ) -> None:
     """The whole body is sent before the response is read, as http.client does it."""
     body = b" " * 20_000_000
     framing = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % len(body)
     with service.connect() as connection:
-        connection.sendall(b"POST %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" % path.encode())
+        connection.sendall(b"POST %s %s\r\nHost: x\r\n" % (path.encode(), closing))
         connection.sendall(framing + b"\r\n\r\n")
         connection.sendall(b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body) if chunked else body)
         assert read_problem(connection) == expected
@@ -185,11 +188,29 @@ def test_a_lingering_close_has_a_time_limit(database_url: str, tmp_path: Path) -
         running_service(tmp_path, DATABASE_URL=database_url, LINGER_MS_MAX="100") as service,
         service.connect() as connection,
     ):
-        connection.settimeout(4)  # the default of LINGER_MS_MAX is 5 s
         connection.sendall(b"POST /nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\n")
         connection.sendall(b"Content-Length: 1000\r\n\r\nand no more")
         assert read_problem(connection) == (404, "NOT_FOUND")
         assert connection.recv(1) == b""
+        wait_until(lambda: is_reset(connection), seconds=4)  # the default of LINGER_MS_MAX is 5 s
+
+
+def is_reset(connection: socket.socket) -> bool:
+    try:
+        connection.sendall(b"x")
+    except (ConnectionResetError, BrokenPipeError):
+        return True
+    return False
+
+
+def test_the_logged_duration_does_not_include_the_lingering_close(service: ServiceProcess, organisation: str) -> None:
+    with service.connect() as connection:
+        head = f"POST /nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-Request-Id: {organisation}\r\n"
+        connection.sendall(head.encode() + b"Content-Length: 1000\r\n\r\nand no more")
+        assert read_problem(connection) == (404, "NOT_FOUND")
+        event = service.wait_for_event("request", request_id=organisation)
+    assert event["status"] == 404
+    assert event["ms"] < 4_000  # the service waits 5 s for the rest of the body
 
 
 @pytest.mark.parametrize("offer", [b"h2c", b"websocket", b"foo"])
