@@ -43,10 +43,6 @@ class Kind(NamedTuple):
     status: int
     when: str
 
-    @property
-    def title(self) -> str:
-        return TITLES[self.status]
-
 
 KINDS: Mapping[Code, Kind] = {
     "INVALID_HTTP": Kind(400, "The bytes are not an HTTP request; the connection is closed."),
@@ -128,7 +124,7 @@ class ProblemError(Exception):
         if status == HTTPStatus.SERVICE_UNAVAILABLE:
             self.headers["Retry-After"] = RETRY_AFTER_SECONDS
         self.problem = Problem(
-            title=KINDS[code].title, status=status, code=code, detail=detail, errors=errors, conflict=conflict
+            title=TITLES[status], status=status, code=code, detail=detail, errors=errors, conflict=conflict
         )
 
 

@@ -60,7 +60,7 @@ class PublishedKeys:
         while True:
             async with self._asking:
                 fresh = await self._fetch()
-            await asyncio.sleep(REFRESH_SECONDS if fresh else RETRY_SECONDS)
+            await asyncio.sleep(REFRESH_SECONDS if fresh else min(REFRESH_SECONDS, RETRY_SECONDS))
 
     async def _fetch(self) -> bool:
         """Whether it succeeded."""

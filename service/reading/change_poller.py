@@ -53,27 +53,19 @@ class ChangePoller:
                 await self._somebody.wait()
             await asyncio.sleep(POLL_SECONDS)
             try:
-                last_changes = await self._last_changes()
+                organisations = {organisation for organisation, _ in self._waiting.values()}
+                rows = await self._database.fetch(LIST_LAST_CHANGES, list(organisations))
+                self._wake({row["org_id"]: row["last_change"] for row in rows})
             except Exception as error:  # the waiting requests report it
-                self._wake_all(error)
-            else:
-                self._wake(last_changes)
-
-    async def _last_changes(self) -> Mapping[str, int]:
-        organisations = list({organisation for organisation, _ in self._waiting.values()})
-        rows = await self._database.fetch(LIST_LAST_CHANGES, organisations)
-        return {row["org_id"]: row["last_change"] for row in rows}
+                for changed in self._waiting:
+                    if not changed.done():
+                        changed.set_exception(error)
 
     def _wake(self, last_changes: Mapping[str, int]) -> None:
         for changed, (organisation, after) in self._waiting.items():
             found = last_changes.get(organisation, 0) > after
             if (found or self._is_shutting_down()) and not changed.done():
                 changed.set_result(None)
-
-    def _wake_all(self, error: Exception) -> None:
-        for changed in self._waiting:
-            if not changed.done():
-                changed.set_exception(error)
 
 
 @asynccontextmanager

@@ -77,7 +77,7 @@ class Stream(Response):
                     connection.cursor(listing.statement, *listing.arguments, None) as cursor,
                 ):
                     rows = await cursor.fetch(ROWS_MAX)
-                    body = self._body(rows, cursor) if scope["method"] == "GET" else nothing()
+                    body = self._body(rows, cursor) if scope["method"] == "GET" else iter(())
                     response = StreamingResponse(
                         body, headers=listing.headers(rows), media_type=listing.form.media_type
                     )
@@ -94,9 +94,3 @@ class Stream(Response):
             before = form.between
             rows = await cursor.fetch(ROWS_MAX)
         yield form.closing
-
-
-async def nothing() -> AsyncIterator[str]:
-    """The body of an answer to HEAD."""
-    return
-    yield

@@ -21,13 +21,25 @@ ASSET_TYPES = {
     "swagger-ui-bundle.js": "text/javascript",
     "favicon-32x32.png": "image/png",
 }
+# Swagger UI styles its parts by attributes and embeds its icons as data URLs.
+POLICY = (
+    "default-src 'none'; script-src 'self' 'sha256-{sha256}'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HARDENED = {
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
 
 
 def routes(*, guarded: bool) -> list[Route]:
     """Reads the assets, so that only a process that serves them loads them."""
     page = Path(__file__).with_name("docs.html").read_bytes()
     assets = Path(str(distribution("swagger-ui-py").locate_file("swagger_ui/static")))
-    hardened = security_headers(page)
+    [script] = re.findall(rb"<script>(.*)</script>", page)
+    policy = POLICY.format(sha256=b64encode(sha256(script).digest()).decode())
+    hardened = HARDENED | {"Content-Security-Policy": policy}
     contents = {
         "/api/docs": Response(page, media_type="text/html", headers=hardened),
         "/api/openapi.json": Response(msgspec.json.encode(document()), media_type="application/json"),
@@ -40,19 +52,3 @@ def routes(*, guarded: bool) -> list[Route]:
 
 async def static(content: Response, _: Request, __: Grant) -> Response:
     return content
-
-
-def security_headers(page: bytes) -> dict[str, str]:
-    """Swagger UI styles its parts by attributes and embeds its icons as data URLs."""
-    [script] = re.findall(rb"<script>(.*)</script>", page)
-    policy = (
-        f"default-src 'none'; script-src 'self' 'sha256-{b64encode(sha256(script).digest()).decode()}'; "
-        "style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-    return {
-        "Content-Security-Policy": policy,
-        "Cross-Origin-Opener-Policy": "same-origin",
-        "Referrer-Policy": "no-referrer",
-        "X-Content-Type-Options": "nosniff",
-    }

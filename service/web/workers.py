@@ -34,18 +34,27 @@ LIFE_SECONDS_MIN = 1  # a worker that dies sooner is replaced only then
 
 def run_workers(create_app: CreateApp, settings: Settings, listener: socket.socket) -> None:
     """Serves until SIGINT or SIGTERM, which is passed on to the workers; then waits until all of them have ended."""
+
+    def start() -> SpawnProcess:
+        worker = SPAWN.Process(target=work, args=(create_app, settings, listener), daemon=True)
+        worker.start()
+        return worker
+
+    def restart(dead: SpawnProcess) -> SpawnProcess:
+        log.error("worker died", process=dead.pid, exit_code=dead.exitcode)
+        mark_process_dead(dead.pid)
+        return start()
+
     remove_stale_metrics()
     with TemporaryDirectory(prefix=f"{METRICS}{os.getpid()}-") as directory, received_signals() as received:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory  # read when a worker imports prometheus_client
         started = time.monotonic()
-        workers = [start(create_app, settings, listener) for _ in range(settings.workers)]
+        workers = [start() for _ in range(settings.workers)]
         while received not in wait([received, *(worker.sentinel for worker in workers)]):
             if wait([received], timeout=started + LIFE_SECONDS_MIN - time.monotonic()):
                 break
             started = time.monotonic()
-            workers = [
-                worker if worker.is_alive() else replace(worker, create_app, settings, listener) for worker in workers
-            ]
+            workers = [worker if worker.is_alive() else restart(worker) for worker in workers]
         number = received.recv(1)[0]
         for worker in workers:
             if worker.is_alive():
@@ -76,18 +85,6 @@ def received_signals() -> Iterator[socket.socket]:
             signal.set_wakeup_fd(-1)
             for number in handlers:  # only the clean-up follows
                 signal.signal(number, signal.SIG_IGN)
-
-
-def start(create_app: CreateApp, settings: Settings, listener: socket.socket) -> SpawnProcess:
-    worker = SPAWN.Process(target=work, args=(create_app, settings, listener), daemon=True)
-    worker.start()
-    return worker
-
-
-def replace(dead: SpawnProcess, create_app: CreateApp, settings: Settings, listener: socket.socket) -> SpawnProcess:
-    log.error("worker died", process=dead.pid, exit_code=dead.exitcode)
-    mark_process_dead(dead.pid)
-    return start(create_app, settings, listener)
 
 
 def work(create_app: CreateApp, settings: Settings, listener: socket.socket) -> None:

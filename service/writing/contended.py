@@ -1,14 +1,12 @@
 """Contended writes: they wait for the locks of their organisations.
 
 A write comes here if another process held its organisation's lock in too many rounds (PostgreSQL grants no try-lock
-while another session waits for the lock, so nobody starves), if its batch failed as a whole, for example in a race
-with a writer that takes no lock, or if a client sent it in a batch. Later writes of the same organisations follow, so
-that processes that compete for an organisation take turns, batch by batch.
+while another session waits, so nobody starves), if its batch failed as a whole, or if a client sent it in a batch.
+Later writes of the same organisations follow, so that competing processes take turns, batch by batch.
 
 A batch is one pipeline and one commit here, too. Its first call waits for the locks in the order of the organisations'
-names, so that no two batches wait for each other. (Names with equal hashes could; the limit of the wait ends that.)
-A batch that fails, or does not get its locks in time, is narrowed down to single organisations, each from then on on
-its own, and to single writes if that fails as well.
+names, so that no two batches wait for each other (names with equal hashes could, until LOCK_MS_MAX). A batch that
+fails, or does not get its locks in time, is narrowed down to single organisations, and then to single writes.
 """
 
 import asyncio
@@ -132,43 +130,36 @@ class ContendedWrites:
     async def _decide(self, batch: list[Write]) -> list[Write]:
         """Settles or refuses the writes; returns those to be tried again, one organisation at a time."""
         metrics.CONTENDED_BATCHES.inc()
-        parts = by_organisation(batch)
+        organisations = sorted({write.organisation for write in batch})
+        runs = arrange(batch)
+        calls = [only_locks(organisations), *(run.arguments() for run in runs)]
+        failure: Exception | None = None
         try:
-            return await self._call(batch, parts)
+            async with self._database.connection() as connection:
+                try:
+                    rows = await connection.fetch_many(UPSERT_APPOINTMENT, calls)
+                except asyncpg.PostgresError as error:
+                    if action_for(error) is Action.UNAVAILABLE:
+                        raise
+                    failure = error
+            if failure is None:
+                settle(runs, rows[len(organisations) :])  # the locks are held, so no write is busy
+                return []
         except ProblemError as error:
             for write in batch:
                 write.refuse(error)
+            return []
         except Exception as error:
-            if len(parts) > 1:
-                return batch
-            if len(batch) > 1:
-                return await self._decide_each(batch)
-            if isinstance(error, asyncpg.ExclusionViolationError):  # by a writer that takes no lock
-                batch[0].settle(CONFLICT)
-            elif action_for(error) is Action.OTHERWISE:
-                batch[0].refuse(ProblemError("DATABASE_UNAVAILABLE", UNKNOWN_OUTCOME))
-            else:
-                batch[0].refuse(error)
-        return []
-
-    async def _call(self, batch: list[Write], parts: list[list[Write]]) -> list[Write]:
-        """Returns the batch if its locks did not come in time. Raises the database's error, or ProblemError."""
-        locks = only_locks([part[0].organisation for part in parts])
-        runs = arrange(batch)
-        failure = None
-        async with self._database.connection() as connection:
-            try:
-                calls = [locks, *(run.arguments() for run in runs)]
-                rows = await connection.fetch_many(UPSERT_APPOINTMENT, calls)
-            except asyncpg.LockNotAvailableError:
-                return batch
-            except asyncpg.PostgresError as error:
-                if action_for(error) is not Action.OTHERWISE:
-                    raise
-                failure = error
-        if failure:
-            raise failure
-        settle(runs, rows[len(parts) :])  # the locks are held, so no write is busy
+            failure = error
+        if len(organisations) > 1 or isinstance(failure, asyncpg.LockNotAvailableError):
+            return batch
+        if len(batch) > 1:
+            return await self._decide_each(batch)
+        if isinstance(failure, asyncpg.ExclusionViolationError):  # by a writer that takes no lock
+            batch[0].settle(CONFLICT)
+        else:
+            undone = action_for(failure) is Action.OTHERWISE
+            batch[0].refuse(ProblemError("DATABASE_UNAVAILABLE", UNKNOWN_OUTCOME) if undone else failure)
         return []
 
     async def _decide_each(self, batch: list[Write]) -> list[Write]:

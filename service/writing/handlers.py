@@ -4,6 +4,7 @@ from http import HTTPStatus
 
 import msgspec
 import structlog
+from msgspec import UNSET
 from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response
@@ -76,16 +77,10 @@ def result(outcome: Verdict | BaseException) -> ItemResult:
     problem = as_problem_error(outcome).problem
     if problem.code == "INTERNAL":
         log.error("item of a batch failed", exc_info=outcome)
-    invalid = problem.status < HTTPStatus.INTERNAL_SERVER_ERROR
-    return ItemResult("invalid" if invalid else "unknown", problem)
+    return ItemResult("invalid" if problem.status < HTTPStatus.INTERNAL_SERVER_ERROR else "unknown", problem)
 
 
 def conflict(blocker: Conflict | None) -> ProblemError:
-    if blocker is None:
-        detail = "The time range overlaps another appointment of this organisation."
-        return ProblemError("TIME_RANGE_UNAVAILABLE", detail)
-    return ProblemError(
-        "TIME_RANGE_UNAVAILABLE",
-        f'The time range overlaps appointment "{blocker.external_id}" of this organisation.',
-        conflict=blocker,
-    )
+    other = f'appointment "{blocker.external_id}"' if blocker else "another appointment"
+    detail = f"The time range overlaps {other} of this organisation."
+    return ProblemError("TIME_RANGE_UNAVAILABLE", detail, conflict=blocker or UNSET)

@@ -54,10 +54,11 @@ def public_jwk(kid: str, private_key: Any, **members: str) -> dict[str, Any]:
 
 
 class Publisher:
-    """Serves `keys` at `url`; while there are none it responds with a 500."""
+    """Serves `keys` at `url`, or `document` if it is set; while there are no keys it responds with a 500."""
 
     def __init__(self) -> None:
         self.keys: list[dict[str, Any]] = []
+        self.document = b""
         self.requests = 0
         publisher = self
 
@@ -66,7 +67,7 @@ class Publisher:
                 publisher.requests += 1
                 self.send_response(200 if publisher.keys else 500)
                 self.end_headers()
-                self.wfile.write(json.dumps({"keys": publisher.keys}).encode())
+                self.wfile.write(publisher.document or json.dumps({"keys": publisher.keys}).encode())
 
             def log_message(self, *_: object) -> None:
                 """Log nothing."""

@@ -333,6 +333,26 @@ def test_published_keys_are_fetched_kept_and_rotated(url: str, tmp_path: Path, p
         assert listed(process, new).status_code == 200
 
 
+BROKEN_DOCUMENTS = [b'{"keys": null}', b"[]", b"null", b"<html>", b"\xff", b'{"keys": [1, null, []]}', b"[" * 100_000]
+
+
+def test_broken_key_documents_leave_the_keys_in_place_and_refreshing_goes_on(
+    url: str, tmp_path: Path, publisher: Publisher
+) -> None:
+    settings = SETTINGS | {"AUTH_JWKS_URL": publisher.url, "AUTH_JWKS_SECONDS": "1"}
+    old, new = token("a", key=RSA, algorithm="RS256", kid="one"), token("a", key=P256, algorithm="ES256", kid="two")
+    with running_service(tmp_path, DATABASE_URL=url, **settings) as process:
+        wait_until(lambda: process.client.get("/readyz").status_code == 200)
+        for publisher.document in BROKEN_DOCUMENTS:
+            asked = publisher.requests
+            wait_until(lambda before=asked: publisher.requests >= before + 2)  # type: ignore[misc]
+            assert listed(process, old).status_code == 200
+        publisher.document = b""
+        publisher.keys.append(public_jwk("two", P256))
+        wait_until(lambda: listed(process, new).status_code == 200)
+        assert [event for event in process.events() if event["event"].startswith("background task")] == []
+
+
 def test_requests_get_503_until_keys_have_been_fetched(url: str, tmp_path: Path, publisher: Publisher) -> None:
     keys, publisher.keys = publisher.keys, []
     settings = SETTINGS | {"AUTH_JWKS_URL": publisher.url, "AUTH_JWKS_SECONDS": "1"}

@@ -16,7 +16,8 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def failures(task: str) -> float:
-    return BACKGROUND_FAILURES.labels(task)._value.get()
+    value: float = BACKGROUND_FAILURES.labels(task)._value.get()
+    return value
 
 
 async def test_a_task_that_raises_is_logged_counted_and_started_again() -> None:
