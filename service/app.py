@@ -70,7 +70,7 @@ def create_app(settings: Settings) -> ASGIApp:
     found = routes(settings)
     # The router alone: Starlette's middleware would handle exceptions twice more, and RequestContext does.
     router = Router(found, default=not_found, redirect_slashes=False, lifespan=lambda _: lifespan(settings))
-    app = RequestContext(router, frozenset(route.path for route in found))
+    app = RequestContext(router, {route.path: route.app for route in found})
     origins = settings.origins()
     return Cors(app, origins) if origins else app
 
