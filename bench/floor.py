@@ -34,11 +34,12 @@ UPSERT_VARIABLES = {
     "$8::uuid[]": "array[lpad(:external_id::text, 32, '0')]::uuid[]",
 }
 NO_FILTERS = {
+    "$8::bool": "false",
     "$5::text": "null::text",
     "$7::text": "null::text",
     **{f"${number}::timestamptz": "null::timestamptz" for number in (2, 3, 4, 6)},
 }
-LIST_VARIABLES = NO_FILTERS | {"$1::text": ":organisation::text", "$8::int8": "1001::int8"}
+LIST_VARIABLES = NO_FILTERS | {"$1::text": ":organisation::text", "$9::int8": "1001::int8"}
 SESSION = "-c plan_cache_mode=force_generic_plan -c jit=off -c timezone=UTC"  # as the service's
 
 
@@ -60,7 +61,7 @@ def list_rate(database_url: str, clients: int, seconds: float) -> float:
 
 def copy_rate(database_url: str, organisation: str, rows: int) -> float:
     """Rows a second of `\\copy`, psql's fastest way to get the JSON of a list."""
-    text = script(LIST_APPOINTMENTS, NO_FILTERS | {"$1::text": f"'{organisation}'::text", "$8::int8": "null::int8"})
+    text = script(LIST_APPOINTMENTS, NO_FILTERS | {"$1::text": f"'{organisation}'::text", "$9::int8": "null::int8"})
     copied = " ".join(text.replace(";", "").split())
     command = [
         str(BINARIES / "psql"),

@@ -7,7 +7,9 @@ from statistics import median
 
 import psutil
 
+from service.app import STREAM_CONNECTIONS_MAX
 from service.settings import Settings
+from service.writing.contended import CONNECTIONS_MAX as CONTENDED_CONNECTIONS_MAX
 from tests.databases import assert_invariants
 from tests.histories.clients import Record, clients, read_at_the_end
 from tests.processes import ServiceProcess, wait_until
@@ -18,10 +20,7 @@ REFUSAL_SECONDS_MAX = 0.1  # the median
 NOTICE_SECONDS = 0.5  # until the loss is noticed
 MEMORY_BYTES_MAX = 30_000_000
 # Every pool may have grown to its size meanwhile.
-DESCRIPTORS_MAX = sum(
-    getattr(Settings(), name)
-    for name in ("pool_connections_max", "stream_connections_max", "patient_connections_max", "lanes")
-)
+DESCRIPTORS_MAX = Settings().pool_connections_max + STREAM_CONNECTIONS_MAX + CONTENDED_CONNECTIONS_MAX + 1
 
 
 @contextmanager

@@ -100,7 +100,7 @@ def test_what_is_sound_is_taken_to_the_letter(wanted: Appointment) -> None:
     body = json.dumps({names.get(name, name): value for name, value in spelt.items()}).encode()
     with suppress(ProblemError):
         found = asdict(decode_appointment(body))
-        assert found.pop("org_id") == (members.pop("org_id").strip() or "default")
+        assert found.pop("org_id") == members.pop("org_id").strip()
         assert {name: value.replace(tzinfo=None) if isinstance(value, datetime) else value
             for name, value in found.items()} == members  # fmt: skip
 
