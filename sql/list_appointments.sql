@@ -93,11 +93,7 @@ left join lateral (
             a.payload_updated_at,
             a.version
         )
-        || case
-            when not $8::bool then '}'
-            when a.cancelled then ',"cancelled":true}'
-            else ',"cancelled":false}'
-        end as appointment
+        || case when $8::bool then ',"cancelled":' || a.cancelled else '' end || '}' as appointment
     from (
         (
             select active.*, lower(active.during) as starts_at

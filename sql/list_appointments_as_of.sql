@@ -39,11 +39,7 @@ left join lateral (
             v.payload_updated_at,
             v.version
         )
-        || case
-            when not $8::bool then '}'
-            when v.cancelled then ',"cancelled":true}'
-            else ',"cancelled":false}'
-        end as appointment
+        || case when $8::bool then ',"cancelled":' || v.cancelled else '' end || '}' as appointment
     from appointments as known
     cross join lateral (
         select *
