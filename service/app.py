@@ -39,7 +39,7 @@ class State(TypedDict):
 
     settings: Settings
     connections: set[Connection]
-    shed_path: str  # a POST to it is refused unread
+    shed_target: bytes  # a POST to it is refused unread
     admits: Callable[[], bool]  # unless this says that there is room
     tokens: Tokens | None
     body_room: BodyRoom
@@ -106,7 +106,7 @@ async def lifespan(settings: Settings) -> AsyncIterator[State]:
                 yield State(
                     settings=settings,
                     connections=connections,
-                    shed_path=APPOINTMENTS,
+                    shed_target=APPOINTMENTS.encode(),
                     admits=writer.admits,
                     tokens=tokens,
                     body_room=BodyRoom(settings.buffer_bytes_max),

@@ -21,11 +21,9 @@ class Grant(Struct, frozen=True):
     def organisation(self, asked: str | None) -> str:
         """The organisation of the request. If none is asked for, it is the only one of the grant, or else the
         default. Raises ProblemError, a 403, if the grant does not include it."""
-        if self.organisations is None:
-            return asked or DEFAULT_ORGANISATION
-        if not asked:
-            asked = next(iter(self.organisations)) if len(self.organisations) == 1 else DEFAULT_ORGANISATION
-        if asked not in self.organisations:
+        granted = self.organisations
+        asked = asked or (next(iter(granted)) if granted and len(granted) == 1 else DEFAULT_ORGANISATION)
+        if granted is not None and asked not in granted:
             raise forbidden("The token does not name this organisation.")
         return asked
 
@@ -47,5 +45,5 @@ def unauthenticated(detail: str, *, invalid: bool = True) -> ProblemError:
 def forbidden(detail: str, scope: str | None = None) -> ProblemError:
     """`scope` is the one that the token lacks, if that is the reason."""
     lacking = f', scope="{scope}"' if scope else ""
-    headers = {"WWW-Authenticate": f'{CHALLENGE}, error="insufficient_scope"{lacking}'}
-    return ProblemError("FORBIDDEN", detail, headers=headers)
+    challenge = f'{CHALLENGE}, error="insufficient_scope"{lacking}'
+    return ProblemError("FORBIDDEN", detail, headers={"WWW-Authenticate": challenge})

@@ -1,7 +1,7 @@
 """The keys that an issuer publishes: a JSON Web Key Set (RFC 7517) at a URL."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from time import monotonic
 from typing import Any
 
@@ -26,34 +26,24 @@ class PublishedKeys:
     stay in use, for a day at most."""
 
     def __init__(self, url: str, algorithms: Sequence[str], client: httpx.AsyncClient) -> None:
-        self.keys: dict[str | None, Any] = {}
-        self.on_replaced: Callable[[], None] = lambda: None
+        self.keys: dict[str | None, Any] = {}  # replaced as a whole, never changed
         self._url = url
         self._algorithms = algorithms
         self._client = client
         self._asked_at = self._confirmed_at = -float("inf")
         self._asking = asyncio.Lock()
 
-    async def find(self, header: Mapping[str, Any]) -> Any:
-        """The key for a token with this header. Raises jwt.PyJWTError if there is none, and ProblemError while no keys
-        are available."""
-        key = self._named(header.get("kid"))
-        if key is None:
+    async def find(self, name: str | None) -> Any:
+        """The key that a token names. Raises jwt.PyJWTError without such a key, ProblemError without any."""
+        if name not in self.keys:
             async with self._asking:  # concurrent requests share one fetch
-                key = self._named(header.get("kid"))
-                if key is None and monotonic() > self._asked_at + RETRY_SECONDS:
+                if name not in self.keys and monotonic() > self._asked_at + RETRY_SECONDS:
                     await self._fetch()
-                    key = self._named(header.get("kid"))
         if not self.keys:
             raise ProblemError("NOT_READY", NO_KEYS)
-        if key is None:
+        if name not in self.keys:
             raise jwt.InvalidSignatureError
-        return key
-
-    def _named(self, name: str | None) -> Any:
-        """A token does not have to name the only key."""
-        only = name is None and len(self.keys) == 1
-        return next(iter(self.keys.values())) if only else self.keys.get(name)
+        return self.keys[name]
 
     async def refresh(self) -> None:
         """Runs until it is cancelled."""
@@ -67,24 +57,19 @@ class PublishedKeys:
         self._asked_at = monotonic()
         try:
             response = (await self._client.get(self._url)).raise_for_status()
-            keys = usable(msgspec.json.decode(response.content), self._algorithms)
+            self.keys = usable(msgspec.json.decode(response.content), self._algorithms)
         except Exception as error:  # the issuer's answer may be wrong in any way
             log.warning("keys not fetched", url=masked_url(self._url), cause=type(error).__name__)
             if self.keys and monotonic() > self._confirmed_at + KEEP_SECONDS_MAX:
-                self._replace({})
+                self.keys = {}
             return False
         self._confirmed_at = monotonic()
-        self._replace(keys)
         return True
-
-    def _replace(self, keys: dict[str | None, Any]) -> None:
-        self.keys = keys
-        self.on_replaced()
 
 
 def usable(document: Any, algorithms: Sequence[str]) -> dict[str | None, Any]:
-    """The signature keys of a key set by their ids. A key that names its algorithm is used for no other. Raises
-    jwt.PyJWTError if there is no usable key."""
+    """The signature keys of a key set by their ids; None leads to the only key, which a token does not have to name.
+    A key that names its algorithm is used for no other. Raises jwt.PyJWTError if there is no usable key."""
     entries = document.get("keys") if isinstance(document, dict) else None
     keys: dict[str | None, Any] = {}
     for entry in entries if isinstance(entries, list) else []:
@@ -97,4 +82,4 @@ def usable(document: Any, algorithms: Sequence[str]) -> dict[str | None, Any]:
             log.warning("key left out", cause=type(error).__name__)
     if not keys:
         raise jwt.PyJWKSetError("no usable key")
-    return keys
+    return {None: next(iter(keys.values())), **keys} if len(keys) == 1 else keys

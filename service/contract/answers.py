@@ -28,18 +28,10 @@ class ListedAppointment(Struct, frozen=True, rename="camel"):
     cancelled: bool | UnsetType = UNSET  # only with `includeCancelled`
 
 
-class Version(Struct, frozen=True, rename="camel"):
+class Version(ListedAppointment, frozen=True, rename="camel"):
     """One accepted change, as the schema's `version_json` writes it: the appointment as it was from `receivedAt` on.
     `receivedAt` increases over the versions of an appointment."""
 
-    id: str
-    org_id: str
-    external_id: str
-    start: str
-    end: str
-    payload_created_at: str
-    payload_updated_at: str
-    version: int
     cancelled: bool
     received_at: str
 

@@ -1,41 +1,30 @@
 """Bodies of POST: from JSON to valid appointments."""
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any, NamedTuple
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
-from starlette.types import Scope
+from msgspec import NODEFAULT, UNSET, Raw, Struct, UnsetType, defstruct
+from msgspec.json import Decoder
 
-from service.contract.fields import FIELD_KINDS, READ_ERRORS, Cancelled, ExternalId, Faults, Instant, OrganisationId
-from service.contract.headers import LINES, media_type
+from service.contract import fields
 from service.problems import ProblemError
 
 ITEMS_MAX = 1000  # of a batch
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-class BodyKind(NamedTuple):
-    """What a route accepts; `lines`: NDJSON as well as JSON."""
-
-    bytes_max: int
-    lines: bool
-
-
-APPOINTMENT = BodyKind(1_048_576, lines=False)
-BATCH = BodyKind(4_194_304, lines=True)
-
-
 class AppointmentPayload(Struct, rename="camel", kw_only=True):
     """One appointment as an upstream system knows it; other members are ignored."""
 
-    id: ExternalId
-    start: Instant
-    end: Instant
-    created_at: Instant
-    updated_at: Instant
-    org_id: OrganisationId = None
-    cancelled: Cancelled = None
+    id: fields.ExternalId
+    start: fields.Instant
+    end: fields.Instant
+    created_at: fields.Instant
+    updated_at: fields.Instant
+    org_id: fields.OrganisationId = None
+    cancelled: fields.Cancelled = None
 
 
 class Appointment(Struct, frozen=True, kw_only=True):
@@ -50,22 +39,17 @@ class Appointment(Struct, frozen=True, kw_only=True):
     cancelled: bool
 
 
-PAYLOAD_FIELDS = msgspec.structs.fields(AppointmentPayload)
-PAYLOAD_KINDS = [(field.encode_name, field.name, field.required, FIELD_KINDS[field.type]) for field in PAYLOAD_FIELDS]
+MEMBERS = [
+    (field.encode_name, field.name, field.default, fields.FIELD_KINDS[field.type])
+    for field in msgspec.structs.fields(AppointmentPayload)
+]
 
 # The fast decoder takes a valid body in one pass. The other one leaves every member undecoded: the whole body is then
 # checked for being JSON before any field is read, and each field can be wrong on its own.
-VALID = msgspec.json.Decoder(
-    msgspec.defstruct(
-        "ValidPayload",
-        [(name, kind.json.type) if needed else (name, kind.json.type, None) for name, _, needed, kind in PAYLOAD_KINDS],
-    )
-)
-OBJECT = msgspec.json.Decoder(
-    msgspec.defstruct("RawPayload", [(field.encode_name, Raw | UnsetType, UNSET) for field in PAYLOAD_FIELDS])
-)
-ARRAY = msgspec.json.Decoder(list[Raw])
-ANY_JSON = msgspec.json.Decoder(Raw)
+VALID = Decoder(defstruct("ValidPayload", [(member, kind.json.type, default) for member, _, default, kind in MEMBERS]))
+OBJECT = Decoder(defstruct("RawPayload", [(member, Raw | UnsetType, UNSET) for member, *_ in MEMBERS]))
+ARRAY = Decoder(list[Raw])
+ANY_JSON = Decoder(Raw)
 
 
 def decode_appointment(body: bytes) -> Appointment:
@@ -78,12 +62,17 @@ def decode_appointment(body: bytes) -> Appointment:
     return appointment
 
 
-def split_batch(scope: Scope, body: bytes) -> list[bytes]:
-    """The items of a batch, undecoded; blank lines are skipped. Raises ProblemError."""
-    if media_type(scope) == LINES:
-        items = [line for line in body.split(b"\n") if line.strip()]
-    else:
-        items = [bytes(item) for item in decode_json(body, "array", b"[", ARRAY)]
+def split_array(body: bytes) -> list[bytes]:
+    """The items of a batch, undecoded. Raises ProblemError."""
+    return limited([bytes(item) for item in decode_json(body, "array", b"[", ARRAY)])
+
+
+def split_lines(body: bytes) -> list[bytes]:
+    """The items of a batch in NDJSON, undecoded; blank lines are skipped. Raises ProblemError."""
+    return limited([line for line in body.split(b"\n") if line.strip()])
+
+
+def limited(items: list[bytes]) -> list[bytes]:
     if len(items) > ITEMS_MAX:
         raise ProblemError("PAYLOAD_TOO_LARGE", f"Expected at most {ITEMS_MAX} items; these are {len(items)}.")
     return items
@@ -94,32 +83,32 @@ def decode_at_once(body: bytes) -> dict[str, Any] | None:
     try:
         body.decode()
         members = VALID.decode(body)
-        if BYTE_ORDER_MARK not in body:
-            return {name: kind.parse(getattr(members, member)) for member, name, _, kind in PAYLOAD_KINDS}
-    except (msgspec.DecodeError, RecursionError, ValueError):
-        pass
-    return None
+        values = {name: kind.parse(getattr(members, member)) for member, name, _, kind in MEMBERS}
+    except fields.READ_ERRORS:
+        return None
+    return None if BYTE_ORDER_MARK in body else values
 
 
 def decode_each(body: bytes) -> dict[str, Any]:
     """The values of all fields, decoded one by one. Raises ProblemError with every fault."""
     members = decode_json(body, "object", b"{", OBJECT)
     values: dict[str, Any] = {}
-    faults = Faults()
-    for member_name, name, required, kind in PAYLOAD_KINDS:
-        member = getattr(members, member_name)
-        if member is UNSET and required:
-            faults.add(member_name, f"Missing. Expected {kind.expected}.", kind.code)
+    faults: fields.Faults = {}
+    for member, name, default, kind in MEMBERS:
+        raw = getattr(members, member)
+        if raw is UNSET and default is NODEFAULT:
+            faults[member] = kind.fault("Missing. ")
             continue
         try:
-            values[name] = kind.parse(None if member is UNSET else kind.json.decode(member))
-        except READ_ERRORS:
-            faults.add(member_name, f"Expected {kind.expected}.", kind.code)
-    faults.raise_if_any()
+            values[name] = kind.parse(default if raw is UNSET else kind.json.decode(raw))
+        except fields.READ_ERRORS:
+            faults[member] = kind.fault()
+    if faults:
+        raise fields.invalid(faults)
     return values
 
 
-def decode_json(body: bytes, kind: str, opening: bytes, decoder: msgspec.json.Decoder[Any]) -> Any:
+def decode_json(body: bytes, kind: str, opening: bytes, decoder: Decoder[Any]) -> Any:
     """Raises ProblemError for a body that is not JSON, or is JSON of another kind. msgspec does not check the
     encoding of members that it skips, hence `body.decode()`."""
     if not body:
@@ -137,7 +126,17 @@ def decode_json(body: bytes, kind: str, opening: bytes, decoder: msgspec.json.De
     if BYTE_ORDER_MARK in body:
         raise ProblemError("INVALID_JSON", "The body contains a byte order mark, which JSON does not allow.")
     if not of_kind:
-        faults = Faults()
-        faults.add("", f"Expected a JSON {kind}.")
-        faults.raise_if_any()
+        raise fields.invalid({"": (f"Expected a JSON {kind}.", "INVALID_REQUEST")})
     return decoded
+
+
+class BodyKind(NamedTuple):
+    """The body that a route accepts: its size, and its decoder for JSON and, if it accepts that too, for NDJSON."""
+
+    bytes_max: int
+    decode_json: Callable[[bytes], Any]
+    decode_lines: Callable[[bytes], Any] | None = None
+
+
+APPOINTMENT = BodyKind(1_048_576, decode_appointment)
+BATCH = BodyKind(4_194_304, split_array, split_lines)

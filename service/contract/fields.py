@@ -9,31 +9,23 @@ from msgspec import Meta
 from service.contract.instants import EXPECTED, SPELLING, parse_instant
 from service.problems import Code, FieldError, ProblemError
 
-CHARACTERS_MAX = 255  # code points
+LENGTH_MAX = 255  # code points
 DEFAULT_ORGANISATION = "default"
 
 ExternalId = Annotated[
     str,
-    Meta(
-        min_length=1,
-        max_length=CHARACTERS_MAX,
-        pattern=r"^[^\x00]*[^\x00\s][^\x00]*$",
-        description="The upstream system's own id, kept to the letter: not blank, without U+0000.",
-        examples=["a-17"],
-    ),
+    Meta(min_length=1, max_length=LENGTH_MAX, pattern=r"^[^\x00]*[^\x00\s][^\x00]*$"),
+    Meta(description="The upstream system's own id, kept to the letter: not blank, without U+0000.", examples=["a-17"]),
 ]
 Instant = Annotated[
     str,
-    Meta(
-        pattern=f"^{SPELLING}$",
-        description=f"An instant on a day that exists: {EXPECTED}.",
-        examples=["2020-10-10 20:20"],
-    ),
+    Meta(pattern=f"^{SPELLING}$"),
+    Meta(description=f"An instant on a day that exists: {EXPECTED}.", examples=["2020-10-10 20:20"]),
 ]
 OrganisationId = Annotated[
-    Annotated[str, Meta(pattern=rf"^\s*([^\s\x00]([^\x00]{{0,{CHARACTERS_MAX - 2}}}[^\s\x00])?)?\s*$")] | None,
+    Annotated[str, Meta(pattern=rf"^\s*([^\s\x00]([^\x00]{{0,{LENGTH_MAX - 2}}}[^\s\x00])?)?\s*$")] | None,
     Meta(
-        description=f"The tenant: up to {CHARACTERS_MAX} characters after trimming, without U+0000. "
+        description=f"The tenant: up to {LENGTH_MAX} characters after trimming, without U+0000. "
         f"Missing, null, empty or blank means `{DEFAULT_ORGANISATION}`.",
         examples=["clinic-4"],
     ),
@@ -48,20 +40,23 @@ Cancelled = Annotated[
 ]
 
 
-class FieldKind(NamedTuple):
-    """`parse` takes the value that `json` decodes, or the text of a parameter; both raise one of READ_ERRORS."""
-
-    json: msgspec.json.Decoder[Any]
-    parse: Callable[[Any], Any]
-    expected: str
-    code: Code
-
-
 READ_ERRORS = (msgspec.DecodeError, RecursionError, ValueError)
 
 
+class FieldKind(NamedTuple):
+    """`parse` takes the value that `json` decodes, or the text of a parameter; both raise one of READ_ERRORS."""
+
+    expected: str
+    parse: Callable[[Any], Any]
+    json: msgspec.json.Decoder[Any] = msgspec.json.Decoder(str)
+    code: Code = "INVALID_REQUEST"
+
+    def fault(self, missing: str = "", hint: str = "") -> tuple[str, Code]:
+        return f"{missing}Expected {self.expected}.{hint}", self.code
+
+
 def parse_external_id(text: str) -> str:
-    if len(text) > CHARACTERS_MAX or not text.strip() or "\0" in text:
+    if len(text) > LENGTH_MAX or not text.strip() or "\0" in text:
         raise ValueError("not an external id")
     return text
 
@@ -69,49 +64,30 @@ def parse_external_id(text: str) -> str:
 def parse_organisation(text: str | None) -> str:
     """The trimmed name; empty if none was given."""
     trimmed = (text or "").strip()
-    if len(trimmed) > CHARACTERS_MAX or "\0" in trimmed:
+    if len(trimmed) > LENGTH_MAX or "\0" in trimmed:
         raise ValueError("not the name of an organisation")
     return trimmed
 
 
 FIELD_KINDS: Mapping[Any, FieldKind] = {
-    ExternalId: FieldKind(
-        msgspec.json.Decoder(str),
-        parse_external_id,
-        f"a string of 1 to {CHARACTERS_MAX} characters, not blank, without U+0000",
-        "INVALID_REQUEST",
-    ),
+    ExternalId: FieldKind(f"a string of 1 to {LENGTH_MAX} characters, not blank, without U+0000", parse_external_id),
     OrganisationId: FieldKind(
-        msgspec.json.Decoder(str | None),
+        f"a string of up to {LENGTH_MAX} characters, not counting white space around it, without U+0000",
         parse_organisation,
-        f"a string of up to {CHARACTERS_MAX} characters, not counting white space around it, without U+0000",
-        "INVALID_REQUEST",
+        msgspec.json.Decoder(str | None),
     ),
-    Instant: FieldKind(
-        msgspec.json.Decoder(str),
-        parse_instant,
-        f"an instant that exists, as a string: {EXPECTED}",
-        "INVALID_DATE_FORMAT",
-    ),
-    Cancelled: FieldKind(msgspec.json.Decoder(bool | None), bool, "true or false", "INVALID_REQUEST"),
+    Instant: FieldKind(f"an instant that exists, as a string: {EXPECTED}", parse_instant, code="INVALID_DATE_FORMAT"),
+    Cancelled: FieldKind("true or false", bool, msgspec.json.Decoder(bool | None)),
 }
 
+Faults = dict[str, tuple[str, Code]]  # by field: its first fault, and the code of a request without other faults
 
-class Faults:
-    """Collects the first fault of each field, so that all of them are reported at once."""
 
-    def __init__(self) -> None:
-        self.errors: dict[str, FieldError] = {}
-        self.codes: set[Code] = set()
-
-    def add(self, field: str, detail: str, code: Code = "INVALID_REQUEST") -> None:
-        self.errors.setdefault(field, FieldError(field, detail))
-        self.codes.add(code)
-
-    def raise_if_any(self) -> None:
-        """Raises ProblemError: INVALID_DATE_FORMAT if only instants are at fault, else INVALID_REQUEST."""
-        if not self.errors:
-            return
-        code: Code = "INVALID_REQUEST" if "INVALID_REQUEST" in self.codes else "INVALID_DATE_FORMAT"
-        detail = "The request is not valid; `errors` lists every fault."
-        raise ProblemError(code, detail, errors=list(self.errors.values()))
+def invalid(faults: Faults) -> ProblemError:
+    """Reports all faults at once: INVALID_DATE_FORMAT if only instants are at fault, else INVALID_REQUEST."""
+    dates_only = all(code == "INVALID_DATE_FORMAT" for _, code in faults.values())
+    return ProblemError(
+        "INVALID_DATE_FORMAT" if dates_only else "INVALID_REQUEST",
+        "The request is not valid; `errors` lists every fault.",
+        errors=[FieldError(field, detail) for field, (detail, _) in faults.items()],
+    )

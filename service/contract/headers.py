@@ -1,7 +1,6 @@
 """Request headers: media types, content negotiation and conditional requests (RFC 9110)."""
 
 import re
-from collections.abc import Sequence
 
 from starlette.types import Scope
 
@@ -20,40 +19,31 @@ def header(scope: Scope, name: bytes) -> str | None:
     return None
 
 
-def media_type(scope: Scope) -> str | None:
-    """The declared media type of the body, without parameters."""
+def sends_lines(scope: Scope, *, accepted: bool) -> bool:
+    """Whether the declared media type of the body is NDJSON, if that is accepted. Raises ProblemError, a 415, for any
+    type but that and JSON."""
     content_type = header(scope, b"content-type")
-    return None if content_type is None else content_type.partition(";")[0].strip().lower()
-
-
-def check_media_type(scope: Scope, *, lines: bool) -> None:
-    """`lines`: NDJSON is accepted as well as JSON. Raises ProblemError, a 415."""
-    declared = media_type(scope)
-    if declared is None or JSON_TYPE.fullmatch(declared) or (lines and declared == LINES):
-        return
-    accepted = f"{JSON}, application/*+json or {LINES}" if lines else f"{JSON} or application/*+json"
-    raise ProblemError("UNSUPPORTED_MEDIA_TYPE", f"Expected a Content-Type of {accepted}.")
+    declared = JSON if content_type is None else content_type.partition(";")[0].strip().lower()
+    if JSON_TYPE.fullmatch(declared):
+        return False
+    if accepted and declared == LINES:
+        return True
+    expected = f"{JSON}, application/*+json or {LINES}" if accepted else f"{JSON} or application/*+json"
+    raise ProblemError("UNSUPPORTED_MEDIA_TYPE", f"Expected a Content-Type of {expected}.")
 
 
 def prefers_lines(scope: Scope) -> bool:
-    """Whether `Accept` names NDJSON, with at least the weight of JSON."""
+    """Whether `Accept` names NDJSON, with at least the weight of JSON. Source: RFC 9110, section 12.4.2."""
     weights = {JSON: 0.0, LINES: 0.0}
     for part in (header(scope, b"accept") or "").lower().split(","):
         accepted, *options = (piece.strip() for piece in part.split(";"))
         if accepted in weights:
-            weights[accepted] = weight(options)
-    return 0 < weights[LINES] >= weights[JSON]
-
-
-def weight(options: Sequence[str]) -> float:
-    """Source: RFC 9110, section 12.4.2."""
-    for option in options:
-        if option.startswith("q="):
+            given = next((option for option in options if option.startswith("q=")), "q=1")
             try:
-                return float(option.removeprefix("q="))
+                weights[accepted] = float(given.removeprefix("q="))
             except ValueError:
-                return 0
-    return 1
+                weights[accepted] = 0
+    return 0 < weights[LINES] >= weights[JSON]
 
 
 def matches(if_none_match: str, tag: str) -> bool:

@@ -17,11 +17,8 @@ DAY_BEFORE_YEAR_1 = "0000-12-31"
 
 
 def parse_instant(text: str) -> datetime:
-    """An aware datetime in UTC; digits past the microsecond are cut off.
-
-    Raises ValueError for text that does not match SPELLING, a day that does not exist, or an instant
-    outside the years 0001 to 9999 after conversion to UTC.
-    """
+    """An aware datetime in UTC; digits past the microsecond are cut off. Raises ValueError for text that does not match
+    SPELLING, a day that does not exist, or an instant outside the years 0001 to 9999 after conversion to UTC."""
     match = INSTANT.fullmatch(text)
     if match is None:
         raise ValueError("not the spelling of an instant")

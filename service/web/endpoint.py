@@ -1,6 +1,7 @@
-"""From an ASGI request to a handler and back: method, grant, body, response."""
+"""From an ASGI request to a handler and back: method, grant, decoded body, response."""
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -8,12 +9,12 @@ from starlette.types import Receive, Scope, Send
 
 from service.access.grants import EVERYTHING, Grant, Need
 from service.contract.body import BodyKind
-from service.contract.headers import check_media_type, header
+from service.contract.headers import header, sends_lines
 from service.contract.parameters import NO_PARAMETERS, read_query
 from service.problems import ProblemError
 
 Get = Callable[[Request, Grant], Awaitable[Response]]
-Post = Callable[[Request, Grant, bytes], Awaitable[Response]]
+Post = Callable[[Request, Grant, Any], Awaitable[Response]]
 
 
 class Endpoint:
@@ -37,7 +38,10 @@ class Endpoint:
             handle, kind = self._post
             grant = await self._admit(scope, "write")
             read_query(scope["query_string"], NO_PARAMETERS)
-            response = await handle(request, grant, await read_body(request, kind))
+            lines = sends_lines(scope, accepted=kind.decode_lines is not None)
+            body = await read_body(request, kind)
+            decode = kind.decode_lines if lines and kind.decode_lines else kind.decode_json
+            response = await handle(request, grant, decode(body))
         elif method in ("GET", "HEAD") and self._get:
             response = await self._get(request, await self._admit(scope, "read"))
         else:
@@ -70,9 +74,8 @@ class BodyRoom:
 
 
 async def read_body(request: Request, kind: BodyKind) -> bytes:
-    """Raises ProblemError for a wrong media type, and as soon as the size is known to be over the limit. The server
-    discards the rest, so that the client can read the answer."""
-    check_media_type(request.scope, lines=kind.lines)
+    """Raises ProblemError as soon as the size is known to be over the limit. The server discards the rest, so that the
+    client can read the answer."""
     if int(header(request.scope, b"content-length") or 0) > kind.bytes_max:
         raise too_large(kind)
     piece, more = await read_piece(request)

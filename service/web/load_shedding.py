@@ -22,13 +22,9 @@ PAUSED: deque["SheddingConnection"] = deque()
 
 
 class SheddingConnection(Connection):
-    """Answers a POST to `shed_path` itself if `admits` of the application's state says that there is no room."""
+    """Answers a POST to `shed_target` itself if `admits` of the application's state says that there is no room."""
 
-    def connection_made(self, transport: Any) -> None:
-        self._path: str = self.app_state["shed_path"]
-        self._target = self._path.encode()
-        self._excess_at = 0.0  # when the head of the current message came, if the message is refused unread
-        super().connection_made(transport)
+    _excess_at = 0.0  # when the head of the current message came, if the message is refused unread
 
     def on_headers_complete(self) -> None:
         if self._is_excess():
@@ -53,7 +49,7 @@ class SheddingConnection(Connection):
 
     def _is_excess(self) -> bool:
         return (
-            self.is_plain_post(self._target)
+            self.is_plain_post(self.app_state["shed_target"])
             and not self.owes_answer()  # a pipelined request waits for its turn
             and not self.app_state["admits"]()
             and header(self.request(), b"origin") is None  # a page can read only answers that pass through Cors
@@ -62,7 +58,8 @@ class SheddingConnection(Connection):
     def _refuse_excess(self) -> None:
         closes = not self.keeps_alive()
         self.answer(FULL, id_of(self.request()), closes=closes)
-        request_seconds("POST", self._path, FULL.status_code).observe(perf_counter() - self._excess_at)
+        path = self.app_state["shed_target"].decode()
+        request_seconds("POST", path, FULL.status_code).observe(perf_counter() - self._excess_at)
         self._excess_at = 0.0
         if closes:
             self.wire.close()

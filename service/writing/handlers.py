@@ -1,4 +1,4 @@
-"""The handlers that write: each decodes, calls and answers."""
+"""The handlers that write: each asks the grant, calls and answers."""
 
 from http import HTTPStatus
 
@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from service.access.grants import Grant
 from service.contract.answers import Accepted, BatchResults, ItemResult
-from service.contract.body import Appointment, decode_appointment, split_batch
+from service.contract.body import Appointment, decode_appointment
 from service.logs import note
 from service.metrics import VERDICTS
 from service.problems import Conflict, ProblemError, as_problem_error
@@ -24,8 +24,8 @@ OK = Response(msgspec.json.encode(Accepted("ok")), media_type="application/json"
 IGNORED_STALE = Response(msgspec.json.encode(Accepted("ignored-stale")), media_type="application/json")
 
 
-async def post_appointment(request: Request, grant: Grant, body: bytes) -> Response:
-    appointment = granted_appointment(body, grant)
+async def post_appointment(request: Request, grant: Grant, decoded: Appointment) -> Response:
+    appointment = granted(decoded, grant)
     note(organisation=appointment.org_id)
     verdict = await writer_of(request).write(appointment)
     note(verdict=verdict.outcome)
@@ -35,8 +35,7 @@ async def post_appointment(request: Request, grant: Grant, body: bytes) -> Respo
     return OK if verdict.outcome == "ok" else IGNORED_STALE
 
 
-async def post_batch(request: Request, grant: Grant, body: bytes) -> Response:
-    bodies = split_batch(request.scope, body)
+async def post_batch(request: Request, grant: Grant, bodies: list[bytes]) -> Response:
     note(items=len(bodies))
     writer = writer_of(request)
     with writer.room_for_items(len(bodies)):
@@ -53,16 +52,15 @@ def writer_of(request: Request) -> Writer:
     return writer
 
 
-def granted_appointment(body: bytes, grant: Grant) -> Appointment:
-    """Raises ProblemError for a body that is not valid, and for an organisation that the grant does not include."""
-    appointment = decode_appointment(body)
+def granted(appointment: Appointment, grant: Grant) -> Appointment:
+    """The appointment with its organisation. Raises ProblemError if the grant does not include it."""
     organisation = grant.organisation(appointment.org_id)
     return appointment if organisation == appointment.org_id else replace(appointment, org_id=organisation)
 
 
 def decode_item(body: bytes, grant: Grant) -> Appointment | ProblemError:
     try:
-        return granted_appointment(body, grant)
+        return granted(decode_appointment(body), grant)
     except ProblemError as error:
         return error
 
