@@ -8,7 +8,7 @@ Exception
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
@@ -107,25 +107,15 @@ class DatabaseInUseError(StartError):
 
 
 class ProblemError(Exception):
-    """A request that ends in a problem document."""
+    """A request that ends in a problem document; `members` are those of Problem that only some errors have."""
 
-    def __init__(
-        self,
-        code: Code,
-        detail: str,
-        *,
-        errors: list[FieldError] | UnsetType = UNSET,
-        conflict: Conflict | UnsetType = UNSET,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
+    def __init__(self, code: Code, detail: str, headers: Mapping[str, str] | None = None, **members: Any) -> None:
         super().__init__(f"{code}: {detail}")
         status = KINDS[code].status
         self.headers = dict(headers or {})
         if status == HTTPStatus.SERVICE_UNAVAILABLE:
             self.headers["Retry-After"] = RETRY_AFTER_SECONDS
-        self.problem = Problem(
-            title=TITLES[status], status=status, code=code, detail=detail, errors=errors, conflict=conflict
-        )
+        self.problem = Problem(title=TITLES[status], status=status, code=code, detail=detail, **members)
 
 
 def problem_response(error: Exception) -> Response:

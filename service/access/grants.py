@@ -44,6 +44,5 @@ def unauthenticated(detail: str, *, invalid: bool = True) -> ProblemError:
 
 def forbidden(detail: str, scope: str | None = None) -> ProblemError:
     """`scope` is the one that the token lacks, if that is the reason."""
-    lacking = f', scope="{scope}"' if scope else ""
-    challenge = f'{CHALLENGE}, error="insufficient_scope"{lacking}'
-    return ProblemError("FORBIDDEN", detail, headers={"WWW-Authenticate": challenge})
+    error = ', error="insufficient_scope"' + (f', scope="{scope}"' if scope else "")
+    return ProblemError("FORBIDDEN", detail, headers={"WWW-Authenticate": CHALLENGE + error})

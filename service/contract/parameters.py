@@ -89,9 +89,8 @@ def read_query(query_string: bytes, parameters: Parameters) -> dict[str, Any]:
             values[name] = kind.parse(given[name]) if name in given else None
         except fields.READ_ERRORS:
             plus = annotation is Instant and " " in given[name][len("2020-10-10T") :]
-            faults.setdefault(
-                name, kind.fault(hint=" A `+` in a query string is a space: write `%2B`." if plus else "")
-            )
+            hint = " A `+` in a query string is a space: write `%2B`." if plus else ""
+            faults.setdefault(name, kind.fault(hint=hint))
     for name in parameters.required:
         if name not in given:
             faults.setdefault(name, FIELD_KINDS[parameters.types[name]].fault("Missing. "))

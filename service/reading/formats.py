@@ -1,6 +1,7 @@
 """Formats: how the rows of a list become a body."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.types import Scope
@@ -10,15 +11,15 @@ from service.contract.headers import JSON, LINES, prefers_lines
 Rows = Sequence[Mapping[int | str, Any]]
 
 
+@dataclass(frozen=True)
 class Format:
     """The texts of rows, joined by `between`, within `opening` and `closing`."""
 
-    def __init__(self, name: str, media_type: str, opening: str, between: str, closing: str) -> None:
-        self.name = name
-        self.media_type = media_type
-        self.opening = opening
-        self.between = between
-        self.closing = closing
+    name: str
+    media_type: str
+    opening: str
+    between: str
+    closing: str
 
     async def texts(self, rows: Rows) -> list[str]:
         """The last column. A list without appointments has one row, in which it is null."""

@@ -30,20 +30,16 @@ async def keep_deadlines(connections: Collection[Connection], settings: Settings
         "lingering": LINGER_MS_MAX,
     }
     while True:
-        end_slow(connections, ms_max)
+        now = monotonic()
+        for connection in list(connections):
+            phase = phase_of(connection)
+            progress = connection.messages, phase
+            if progress != connection.noted:
+                connection.noted, connection.noted_at = progress, now
+            elif (now - connection.noted_at) * 1e3 > ms_max.get(phase, inf):
+                expire(connection, phase)
         end_unread(connections, settings.buffer_bytes_max)
         await asyncio.sleep(CHECK_SECONDS)
-
-
-def end_slow(connections: Collection[Connection], ms_max: dict[Phase, int]) -> None:
-    now = monotonic()
-    for connection in list(connections):
-        phase = phase_of(connection)
-        progress = connection.messages, phase
-        if progress != connection.noted:
-            connection.noted, connection.noted_at = progress, now
-        elif (now - connection.noted_at) * 1e3 > ms_max.get(phase, inf):
-            expire(connection, phase)
 
 
 def phase_of(connection: Connection) -> Phase:

@@ -27,9 +27,7 @@ class Endpoint:
     def __init__(
         self, get: Get | None = None, post: tuple[Post, BodyKind] | None = None, *, guarded: bool = True
     ) -> None:
-        self._get = get
-        self._post = post
-        self._guarded = guarded
+        self._get, self._post, self._guarded = get, post, guarded
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive, send)
@@ -45,7 +43,8 @@ class Endpoint:
         elif method in ("GET", "HEAD") and self._get:
             response = await self._get(request, await self._admit(scope, "read"))
         else:
-            raise self._not_allowed()
+            allowed = ", ".join((["GET", "HEAD"] if self._get else []) + (["POST"] if self._post else []))
+            raise ProblemError("METHOD_NOT_ALLOWED", f"This route supports {allowed}.", headers={"Allow": allowed})
         await response(scope, receive, send)
 
     async def _admit(self, scope: Scope, need: Need) -> Grant:
@@ -54,10 +53,6 @@ class Endpoint:
             return EVERYTHING
         grant: Grant = await tokens.admit(scope, need)
         return grant
-
-    def _not_allowed(self) -> ProblemError:
-        allowed = ", ".join((["GET", "HEAD"] if self._get else []) + (["POST"] if self._post else []))
-        return ProblemError("METHOD_NOT_ALLOWED", f"This route supports {allowed}.", headers={"Allow": allowed})
 
 
 class BodyRoom:
@@ -76,12 +71,11 @@ class BodyRoom:
 async def read_body(request: Request, kind: BodyKind) -> bytes:
     """Raises ProblemError as soon as the size is known to be over the limit. The server discards the rest, so that the
     client can read the answer."""
-    if int(header(request.scope, b"content-length") or 0) > kind.bytes_max:
+    declared = int(header(request.scope, b"content-length") or 0)
+    piece, more = await read_piece(request) if declared <= kind.bytes_max else (b"", False)
+    if max(declared, len(piece)) > kind.bytes_max:
         raise too_large(kind)
-    piece, more = await read_piece(request)
     if not more:
-        if len(piece) > kind.bytes_max:
-            raise too_large(kind)
         return piece
     body = bytearray()
     room: BodyRoom = request.scope["state"]["body_room"]

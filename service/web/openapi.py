@@ -52,13 +52,12 @@ def operation(texts: Json) -> Json:
     if "parameters" in texts:
         known: Parameters = getattr(parameters, texts["parameters"])
         described["parameters"] = [parameter(name, known) for name in known.types]
-        responses["200"]["headers"] |= {name: text_header(TEXTS["headers"][name]) for name in texts["headers"]}
+        responses["200"]["headers"] |= {name: TEXTS["headers"][name] for name in texts["headers"]}
         codes = [*PARAMETER_CODES, *FAILURE_CODES]
         if "from" in known.types:
             codes.append("INVALID_TIME_RANGE")
         if "ETag" in texts["headers"]:
-            tag = {"name": "If-None-Match", "in": "header", "description": "The `ETag` of an earlier answer."}
-            described["parameters"].append(tag | {"schema": {"type": "string"}})
+            described["parameters"].append(TEXTS["if_none_match"])
             responses["304"] = {"description": "The organisation has not changed.", "headers": headers(304)}
     if "UNAUTHENTICATED" in codes:
         described["security"] = [{}, {"bearer": []}]  # the first where authentication is switched off
@@ -102,16 +101,8 @@ def problem_responses(codes: Sequence[Code]) -> Json:
 
 
 def headers(status: int) -> Json:
-    described = {"X-Request-Id": text_header("The caller's id, or a new one.")}
-    if status in (401, 403):
-        described["WWW-Authenticate"] = text_header("A challenge (RFC 6750).")
-    if status == 503:
-        described["Retry-After"] = {"schema": {"type": "integer"}, "description": "Seconds."}
-    return described
-
-
-def text_header(description: str) -> Json:
-    return {"schema": {"type": "string"}, "description": description}
+    more = {401: ["WWW-Authenticate"], 403: ["WWW-Authenticate"], 503: ["Retry-After"]}.get(status, [])
+    return {name: TEXTS["headers"][name] for name in ("X-Request-Id", *more)}
 
 
 def problem_example(code: Code) -> Json:

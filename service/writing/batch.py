@@ -122,15 +122,12 @@ def settle(runs: Iterable[Run], rows: Sequence[Mapping[str, Any]]) -> list[Write
     busy = []
     writes_of_row = (run.writes for run in runs for _ in run.writes)
     for writes, row in zip(writes_of_row, rows, strict=True):
-        write = writes[row["place"] - 1]
-        match row["verdict"]:
-            case "ok":
-                write.settle(OK)
-            case "stale":
-                write.settle(STALE)
-            case "conflict":
-                blocker = Conflict(row["blocker_external_id"], row["blocker_start"], row["blocker_end"])
-                write.settle(Verdict("conflict", blocker))
-            case _:
-                busy.append(write)
+        write, verdict = writes[row["place"] - 1], row["verdict"]
+        if verdict == "busy":
+            busy.append(write)
+        elif verdict == "conflict":
+            blocker = Conflict(row["blocker_external_id"], row["blocker_start"], row["blocker_end"])
+            write.settle(Verdict("conflict", blocker))
+        else:
+            write.settle(OK if verdict == "ok" else STALE)
     return busy

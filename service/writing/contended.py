@@ -10,7 +10,7 @@ fails, or does not get its locks in time, is narrowed down to single organisatio
 """
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Iterable
 from itertools import groupby
 from operator import attrgetter
 from time import monotonic
@@ -41,6 +41,7 @@ class ContendedWrites:
         # For each organisation that is being worked on: the writes that arrived since its last batch began.
         self._queues: dict[str, list[Write]] = {}
         self._groups: list[set[str]] = [set() for _ in range(GROUPS)]
+        self._shared = asyncio.Semaphore(GROUPS)  # a connection for each group
         self._single = asyncio.Semaphore(CONNECTIONS_MAX - GROUPS)  # connections for organisations on their own
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -60,7 +61,7 @@ class ContendedWrites:
                 self._groups[hash(organisation) % GROUPS].add(organisation)
         for group in idle:
             if group:
-                self._start(self._work_on_group(group), group)
+                self._start(group, self._shared)
 
     def expire(self) -> None:
         for queue in self._queues.values():
@@ -75,38 +76,31 @@ class ContendedWrites:
     async def close(self) -> None:
         await cancel(list(self._tasks))
 
-    def _start(self, work: Coroutine[None, None, None], organisations: set[str]) -> None:
-        task = asyncio.create_task(self._supervise(work, organisations))
+    def _start(self, organisations: set[str], turns: asyncio.Semaphore) -> None:
+        task = asyncio.create_task(self._work(organisations, turns))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _supervise(self, work: Coroutine[None, None, None], organisations: set[str]) -> None:
-        """After an unforeseen error the organisations start afresh, and the writes that wait for them are refused."""
+    async def _work(self, organisations: set[str], turns: asyncio.Semaphore) -> None:
+        """Batch after batch, until no writes are left. An organisation whose lock is held for long, or whose batches
+        fail, continues on its own, so that it does not delay the others."""
         try:
-            await work
-        except Exception as error:
+            while organisations:
+                async with turns:
+                    batch = self._take(organisations)
+                    again = await self._decide(batch) if batch else []
+                for part in by_organisation(again):
+                    organisation = part[0].organisation
+                    self._queues[organisation][:0] = part
+                    if turns is self._shared:
+                        organisations.remove(organisation)
+                        self._start({organisation}, self._single)
+        except Exception as error:  # unforeseen: refuses the waiting writes, and lets the organisations start afresh
             log.exception("contended writes failed", organisations=len(organisations))
             for organisation in organisations:
                 for write in self._queues.pop(organisation, []):
                     write.refuse(error)
             organisations.clear()
-
-    async def _work_on_group(self, group: set[str]) -> None:
-        """Batch after batch, until no writes are left for these organisations."""
-        while batch := self._take(group):
-            for part in by_organisation(await self._decide(batch)):
-                organisation = part[0].organisation
-                self._queues[organisation][:0] = part
-                group.remove(organisation)
-                single = {organisation}
-                self._start(self._work_on_single(single), single)
-
-    async def _work_on_single(self, single: set[str]) -> None:
-        """An organisation whose lock is held for long, or whose batches fail, must not delay the others."""
-        while single:
-            async with self._single:
-                if batch := self._take(single):
-                    self._queues[batch[0].organisation][:0] = await self._decide(batch)
 
     def _take(self, organisations: set[str]) -> list[Write]:
         """The next batch, beginning with the organisation whose oldest write waits longest. Organisations without

@@ -42,12 +42,9 @@ class Writer:
             self._refused += 1
             return False
         if not self._admitted:
-            self._loop.call_soon(self._forget_admitted)
+            self._loop.call_soon(setattr, self, "_admitted", 0)
         self._admitted += 1
         return True
-
-    def _forget_admitted(self) -> None:
-        self._admitted = 0
 
     async def write(self, appointment: Appointment) -> Verdict:
         """The verdict, after its commit. Raises ProblemError, a 503, if there is no room or the database does not
