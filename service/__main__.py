@@ -4,8 +4,7 @@ import argparse
 import asyncio
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from socket import socket
 
 import structlog
@@ -24,8 +23,6 @@ from service.web.workers import run_workers
 
 log = structlog.get_logger()
 
-Embedded = Callable[[], AbstractContextManager[str]]
-
 
 def main() -> int:
     """The exit status: 0 on success, 1 if the command failed or a line was refused, 2 for wrong usage."""
@@ -33,22 +30,22 @@ def main() -> int:
     arguments = parser().parse_args()
     try:
         settings = read_settings()
+        owner = settings.owner_database_url
         logs.configure(settings.log_level)
         if arguments.command == "import":
             return import_lines(arguments.file, arguments.url or settings.url(), settings.auth_token)
         if arguments.command == "export":
-            whole = arguments.include_cancelled
-            url = arguments.url or settings.url()
-            export_lines(url, settings.auth_token, arguments.org, arguments.as_of, include_cancelled=whole)
+            wanted = {"org": arguments.org, "asOf": arguments.as_of, "includeCancelled": arguments.include_cancelled}
+            export_lines(arguments.url or settings.url(), settings.auth_token, wanted)
         elif arguments.command == "serve":
             check_key_settings(settings)
-            with listening(settings) as listener, database_url(settings, embedded.running) as url:
-                migrate(settings, url)
+            with listening(settings) as listener, database_url(settings, embedded.running()) as url:
+                migrate(url, owner)
                 serve(replace(settings, database_url=url, port=listener.getsockname()[1]), listener)
         else:
-            with database_url(settings, embedded.shared) as url:
-                change = migrate if arguments.command == "migrate" else rollback
-                print(f"{arguments.command}: {', '.join(change(settings, url)) or 'nothing to do'}")
+            with database_url(settings, embedded.shared()) as url:
+                done = migrate(url, owner) if arguments.command == "migrate" else schema.rollback(owner or url)
+                print(f"{arguments.command}: {', '.join(done) or 'nothing to do'}")
     except (StartError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -57,13 +54,8 @@ def main() -> int:
     return 0
 
 
-def migrate(settings: Settings, url: str) -> list[str]:
-    owner = settings.owner_database_url
+def migrate(url: str, owner: str) -> list[str]:
     return schema.migrate(owner, schema.role_of(url)) if owner else schema.migrate(url)
-
-
-def rollback(settings: Settings, url: str) -> list[str]:
-    return schema.rollback(settings.owner_database_url or url)
 
 
 def serve(settings: Settings, listener: socket) -> None:
@@ -84,25 +76,19 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("migrate", help="apply the pending migrations")
     commands.add_parser("rollback", help="roll back the latest migration")
     receive = commands.add_parser("import", help="send a file of appointments to a running service")
-    receive.add_argument(
-        "file", metavar="FILE", help="one body of POST, or one line of an export, a line; -: standard input"
-    )
+    form = "one body of POST, or one line of an export, a line; -: standard input"
+    receive.add_argument("file", metavar="FILE", help=form)
     give = commands.add_parser("export", help="write the appointments of an organisation, one a line")
     give.add_argument("--org", default="", help="the organisation")
     give.add_argument("--as-of", default="", metavar="INSTANT", help="the state as it was recorded at that instant")
-    give.add_argument("--include-cancelled", action="store_true", help="cancelled appointments too")
+    give.add_argument("--include-cancelled", action="store_const", const="true", help="cancelled appointments too")
     for command in (receive, give):
         command.add_argument("--url", help="the URL of the service; http://HOST:PORT of the settings if missing")
     return top
 
 
-@contextmanager
-def database_url(settings: Settings, embedded_url: Embedded) -> Iterator[str]:
-    if settings.database_url:
-        yield settings.database_url
-    else:
-        with embedded_url() as url:
-            yield url
+def database_url(settings: Settings, server: AbstractContextManager[str]) -> AbstractContextManager[str]:
+    return nullcontext(settings.database_url) if settings.database_url else server
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ from contextvars import ContextVar
 
 import msgspec
 import structlog
+from structlog import processors
+from structlog.stdlib import ProcessorFormatter
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 REQUEST: ContextVar[dict[str, object]] = ContextVar("request")
@@ -24,29 +26,20 @@ def merge_request(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 def configure(level: str) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # names are Unicode, whatever the locale
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
-    shared: list[Processor] = [
-        merge_request,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
-    last: list[Processor] = (
-        [structlog.dev.ConsoleRenderer(repr_native_str=True)]  # escapes control sequences in names
-        if sys.stdout.isatty()
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=to_json)]
-    )
+    first: list[Processor] = [merge_request, processors.add_log_level, processors.TimeStamper(fmt="iso", utc=True)]
+    last: list[Processor] = [structlog.dev.ConsoleRenderer(repr_native_str=True)]  # escapes control sequences in names
+    if not sys.stdout.isatty():
+        last = [processors.format_exc_info, processors.JSONRenderer(serializer=to_json)]
     structlog.configure(
-        processors=[*shared, *last],
+        processors=[*first, *last],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.WriteLoggerFactory(sys.stdout),
         cache_logger_on_first_use=True,
     )
     # Libraries log through the standard library; only their warnings and errors are kept.
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last]
-        )
-    )
+    unmarked = ProcessorFormatter.remove_processors_meta
+    handler.setFormatter(ProcessorFormatter(foreign_pre_chain=first, processors=[unmarked, *last]))
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
 
 

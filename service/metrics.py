@@ -5,77 +5,54 @@ import os
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    GCCollector,
-    Histogram,
-    PlatformCollector,
-    ProcessCollector,
-    generate_latest,
-)
+import prometheus_client as prometheus
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.multiprocess import MultiProcessCollector
 
 SAMPLE_SECONDS = 1
 
 REGISTRY = CollectorRegistry()
-for collector in (ProcessCollector, PlatformCollector, GCCollector):
+for collector in (prometheus.ProcessCollector, prometheus.PlatformCollector, prometheus.GCCollector):
     collector(registry=REGISTRY)
 
 BUCKETS_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 seconds = partial(Histogram, buckets=BUCKETS_SECONDS, registry=REGISTRY)
+counter = partial(Counter, registry=REGISTRY)
+gauge = partial(Gauge, multiprocess_mode="livesum", registry=REGISTRY)
 
-REQUEST_SECONDS = seconds(
+requests = seconds(
     "http_request_duration_seconds",
     "Time from the headers of a request to the end of its answer.",
     ("method", "route", "status"),
 )
-request_seconds = cache(REQUEST_SECONDS.labels)  # looking up a child costs as much as observing
-STATEMENT_SECONDS = seconds(
-    "database_statement_duration_seconds", "Time of a statement, round trip included.", ("statement",)
-)
-statement_seconds = cache(STATEMENT_SECONDS.labels)
-verdicts = Counter("appointment_verdicts", "Outcomes of valid appointments.", ("verdict",), registry=REGISTRY)
-REFUSALS = Counter(
-    "http_connections_refused",
-    "Connections ended with an error: too many, too slow, or too large.",
-    ("code",),
-    registry=REGISTRY,
+request_seconds = cache(requests.labels)  # looking up a child costs as much as observing
+statements = seconds("database_statement_duration_seconds", "Time of a statement, round trip included.", ("statement",))
+statement_seconds = cache(statements.labels)
+verdicts = counter("appointment_verdicts", "Outcomes of valid appointments.", ("verdict",))
+REFUSALS = counter(
+    "http_connections_refused", "Connections ended with an error: too many, too slow, or too large.", ("code",)
 )
 VERDICTS = {outcome: verdicts.labels(outcome) for outcome in ("ok", "stale", "conflict")}
-gauge = partial(Gauge, multiprocess_mode="livesum", registry=REGISTRY)
 POOL_CONNECTIONS = gauge("database_pool_connections", "Connections of the pool, by state.", ("state",))
 REQUESTS_WAITING = gauge("database_pool_waiting_requests", "Requests that wait for a connection of the pool.")
 WRITES_WAITING = gauge("writer_waiting_writes", "Writes that wait for their verdict.")
-BATCH_WRITES = Histogram(
-    "writer_batch_writes",
-    "Writes in a batch.",
-    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
-    registry=REGISTRY,
-)
+BUCKETS_WRITES = [2**power for power in range(11)]
+BATCH_WRITES = Histogram("writer_batch_writes", "Writes in a batch.", buckets=BUCKETS_WRITES, registry=REGISTRY)
 QUEUE_WAIT_SECONDS = seconds("writer_queue_wait_seconds", "Time in the queue of the oldest write of a batch.")
-BUSY_CARRIES = Counter(
-    "writer_busy_carries",
-    "Writes moved to the next batch because another process held the lock of their organisation.",
-    registry=REGISTRY,
+BUSY_CARRIES = counter(
+    "writer_busy_carries", "Writes moved to the next batch because another process held the lock of their organisation."
 )
-CONTENDED_BATCHES = Counter(
-    "writer_patient_batches", "Batches that waited for the locks of their organisations.", registry=REGISTRY
-)
+CONTENDED_BATCHES = counter("writer_patient_batches", "Batches that waited for the locks of their organisations.")
 CHANGES_WAITING = gauge("changes_waiting_requests", "Requests that wait for a change (long polling).")
-BACKGROUND_FAILURES = Counter(
-    "background_task_failures", "Background tasks that failed and were restarted.", ("task",), registry=REGISTRY
-)
+BACKGROUND_FAILURES = counter("background_task_failures", "Background tasks that failed and were restarted.", ("task",))
 
 
 def exposition() -> bytes:
     """Prometheus text; with several workers, the sum over all of them."""
-    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-        return generate_latest(REGISTRY)
-    total = CollectorRegistry()
-    MultiProcessCollector(total)
-    return generate_latest(total)
+    registry = REGISTRY
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        MultiProcessCollector(registry := CollectorRegistry())
+    return prometheus.generate_latest(registry)
 
 
 async def sample(levels: Mapping[Gauge, Callable[[], float]]) -> None:

@@ -5,7 +5,7 @@ A limit that no operator would turn is a constant beside its use, with the unit 
 
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import parse_qsl, urlsplit
@@ -16,15 +16,17 @@ from msgspec import Meta, Struct
 
 from service.problems import StartError
 
-SCHEMES = ("postgres", "postgresql")
-DATABASE_URL_FORM = "postgresql://user:password@host:5432/database, percent-encoded"
+DATABASE_URL_FORM = "expected postgresql://user:password@host:5432/database, percent-encoded"
+ORIGINS_FORM = "expected origins like https://app.example, with commas between, or *"
+# An origin as browsers send it (RFC 6454, section 6.2); any other spelling would never match.
+ORIGIN = re.compile(r"\*|https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?")
 SECRET = re.compile("pass|secret|token|key|sig", re.IGNORECASE)  # in the name of a URL's option
 INTEGER_MAX = 2_147_483_647  # of PostgreSQL's settings
 Positive = Annotated[int, Meta(ge=1, le=INTEGER_MAX)]
 NotNegative = Annotated[int, Meta(ge=0, le=INTEGER_MAX)]
 
 
-class Settings(Struct, frozen=True, kw_only=True):
+class Settings(Struct, frozen=True, kw_only=True, rename=str.upper):
     """All settings. In the environment their names are in upper case; a unit ends the name. Limits are per process."""
 
     database_url: str = ""  # empty: the embedded PostgreSQL
@@ -59,18 +61,15 @@ class Settings(Struct, frozen=True, kw_only=True):
     shutdown_grace_ms: Positive = 10_000
 
     def __post_init__(self) -> None:
-        if self.database_url and not is_database_url(self.database_url):
-            raise ValueError(f"expected {DATABASE_URL_FORM} - at `$.database_url`")
-        if self.owner_database_url and not is_database_url(self.owner_database_url):
-            raise ValueError(f"expected {DATABASE_URL_FORM} - at `$.owner_database_url`")
-        if self.owner_database_url and not self.database_url:
-            raise ValueError("it needs DATABASE_URL, with the role that serves - at `$.owner_database_url`")
-        if self.auth_jwks_url and not is_web_url(self.auth_jwks_url):
-            raise ValueError("expected a URL like https://issuer.example/keys - at `$.auth_jwks_url`")
-        if not all(origin == "*" or is_origin(origin) for origin in self.origins()):
-            raise ValueError(
-                "expected origins like https://app.example, with commas between, or * - at `$.cors_origins`"
-            )
+        for name, valid, fault in (
+            ("database_url", is_database_url(self.database_url), DATABASE_URL_FORM),
+            ("owner_database_url", is_database_url(self.owner_database_url), DATABASE_URL_FORM),
+            ("owner_database_url", self.database_url, "it needs DATABASE_URL, with the role that serves"),
+            ("auth_jwks_url", is_web_url(self.auth_jwks_url), "expected a URL like https://issuer.example/keys"),
+            ("cors_origins", all(map(ORIGIN.fullmatch, self.origins())), ORIGINS_FORM),
+        ):
+            if getattr(self, name) and not valid:
+                raise ValueError(f"{fault} - at `$.{name.upper()}`")
 
     def url(self) -> str:
         """The address of the service on this machine."""
@@ -85,76 +84,62 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     def masked(self) -> dict[str, str | int]:
         """All settings without secrets, for the log."""
-        secret = {
-            "database_url": masked_url(self.database_url),
-            "owner_database_url": masked_url(self.owner_database_url),
-            "auth_secret": "***" if self.auth_secret else "",
-            "auth_token": "***" if self.auth_token else "",
-            "auth_jwks_url": masked_url(self.auth_jwks_url),
-        }
-        return msgspec.structs.asdict(self) | secret
+        secrets = {name: "***" for name in ("auth_secret", "auth_token") if getattr(self, name)}
+        urls = ("database_url", "owner_database_url", "auth_jwks_url")
+        return msgspec.structs.asdict(self) | secrets | {name: masked_url(getattr(self, name)) for name in urls}
 
 
 def is_database_url(url: str) -> bool:
     """Whether both drivers and yoyo can parse the URL, so that none of them quotes it in an error."""
-    escapes = re.sub("%[0-9A-Fa-f]{2}", "", url)
-    return is_url(url, SCHEMES) and len(urlsplit(url).path) > 1 and "%" not in escapes
+    faulty_escape = re.search("%(?![0-9A-Fa-f]{2})", url)
+    return is_url(url, "postgres", "postgresql") and len(urlsplit(url).path) > 1 and not faulty_escape
 
 
 def is_web_url(url: str) -> bool:
-    return is_url(url, ("http", "https")) and bool(urlsplit(url).hostname)
+    return is_url(url, "http", "https") and bool(urlsplit(url).hostname)
 
 
-def is_url(url: str, schemes: Collection[str]) -> bool:
+def is_url(url: str, *schemes: str) -> bool:
     try:
         parts = urlsplit(url)
-        return parts.scheme in schemes and (parts.port is None or parts.port > 0)
+        return parts.scheme in schemes and parts.port != 0
     except ValueError:
         return False
-
-
-def is_origin(text: str) -> bool:
-    """Whether it is spelt as browsers send it (RFC 6454, section 6.2); any other spelling would never match."""
-    return re.fullmatch(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?", text) is not None
 
 
 def masked_url(url: str) -> str:
     parts = urlsplit(url)
     user, at, place = parts.netloc.rpartition("@")
-    user = user.partition(":")[0] + ":***" if ":" in user else user
-    options = [(name, "***" if SECRET.search(name) else value) for name, value in parse_qsl(parts.query)]
-    query = "&".join(f"{name}={value}" for name, value in options)
+    user = re.sub(":.*", ":***", user)
+    query = "&".join(f"{name}={'***' if SECRET.search(name) else value}" for name, value in parse_qsl(parts.query))
     return parts._replace(netloc=user + at + place, query=query).geturl()
 
 
 def read_settings(environment: Mapping[str, str] = os.environ, file: Path = Path(".env")) -> Settings:
     """Raises StartError, naming the setting or the line, if one is unknown or malformed."""
-    names = {name.upper(): name for name in Settings.__struct_fields__}
-    values = read_file(file, names) if file.is_file() else {}
-    values |= {names[key]: value for key, value in environment.items() if key in names}
+    values = read_file(file) if file.is_file() else {}
+    values |= {name: environment[name] for name in Settings.__struct_encode_fields__ if name in environment}
     given = {name: value.strip() for name, value in values.items() if value.strip()}
-    if "log_level" in given:
-        given["log_level"] = given["log_level"].lower()
+    if "LOG_LEVEL" in given:
+        given["LOG_LEVEL"] = given["LOG_LEVEL"].lower()
     try:
         return msgspec.convert(given, Settings, strict=False)
     except msgspec.ValidationError as error:
-        reason, _, path = str(error).partition(" - at `$.")
-        name = path.partition("`")[0].upper()
+        reason, _, name = str(error).rstrip("`").partition(" - at `$.")
         raise StartError(f"Setting {name} is wrong: {reason[:1].lower()}{reason[1:]}.") from error
 
 
-def read_file(file: Path, names: Mapping[str, str]) -> dict[str, str]:
+def read_file(file: Path) -> dict[str, str]:
     """Raises StartError for a line that is not `NAME=value`, or whose name is not a setting."""
     values = {}
     with file.open(encoding="utf-8", errors="replace") as stream:
         for binding in parse_stream(stream):
             text = binding.original.string
             line = binding.original.line + text[: len(text) - len(text.lstrip())].count("\n")
-            name = binding.key
-            if binding.error or (name and binding.value is None):
+            if binding.error or (binding.key and binding.value is None):
                 raise StartError(f"{file}, line {line}: expected NAME=value.")
-            if name and name not in names:
-                raise StartError(f"{file}, line {line}: {name} is not a setting.")
-            if name:
-                values[names[name]] = binding.value or ""
+            if binding.key and binding.key not in Settings.__struct_encode_fields__:
+                raise StartError(f"{file}, line {line}: {binding.key} is not a setting.")
+            if binding.key:
+                values[binding.key] = binding.value or ""
     return values

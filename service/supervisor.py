@@ -37,10 +37,8 @@ async def keep_running(name: str, work: Work) -> None:
         except Exception:
             log.exception("background task failed", task=name)
         BACKGROUND_FAILURES.labels(name).inc()
-        if monotonic() - started > STEADY_SECONDS:
-            failures = 0
-        await asyncio.sleep(BACK_OFF_SECONDS[min(failures, len(BACK_OFF_SECONDS) - 1)])
-        failures += 1
+        failures = 1 if monotonic() - started > STEADY_SECONDS else failures + 1
+        await asyncio.sleep(BACK_OFF_SECONDS[min(failures, len(BACK_OFF_SECONDS)) - 1])
 
 
 async def cancel(tasks: list[asyncio.Task[None]]) -> None:

@@ -44,8 +44,7 @@ def make_reachable(account: Account, paths: Iterable[Path]) -> None:
         for above in path.parents:
             allow(above, stat.S_IXOTH)
         for inside in (path, *path.rglob("*")):
-            executable = stat.S_IXOTH if inside.stat().st_mode & stat.S_IXUSR else 0
-            allow(inside, stat.S_IROTH | executable)
+            allow(inside, stat.S_IROTH | (stat.S_IXOTH if inside.stat().st_mode & stat.S_IXUSR else 0))
 
 
 def allow(path: Path, mode: int) -> None:

@@ -18,7 +18,6 @@ log = structlog.get_logger()
 
 CONNECT_MS_MAX = 5_000
 EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # of PostgreSQL's timestamptz
-TRANSACTION_TIMEOUT_SINCE = 17  # the version of PostgreSQL
 MICROSECOND = timedelta(microseconds=1)
 
 # Every statement has one generic plan that is right for all parameters (tests/plans); planning each call anew would
@@ -41,7 +40,7 @@ class Connection:
 
     async def fetch(self, statement: Statement, *arguments: object) -> list[asyncpg.Record]:
         """Runs a prepared statement; asyncpg keeps it prepared for the life of the connection."""
-        with timed(statement, self._slow_seconds):
+        with self._timed(statement):
             rows: list[asyncpg.Record] = await self._connection.fetch(statement.text, *arguments)
             return rows
 
@@ -50,7 +49,7 @@ class Connection:
         Outside a transaction they commit together, and one error undoes all of them."""
         if len(calls) == 1:  # a pipeline of one call is slower
             return await self.fetch(statement, *calls[0])
-        with timed(statement, self._slow_seconds):
+        with self._timed(statement):
             rows: list[asyncpg.Record] = await self._connection.fetchmany(statement.text, calls)
             return rows
 
@@ -58,7 +57,7 @@ class Connection:
     async def cursor(self, statement: Statement, *arguments: object) -> AsyncIterator[Any]:
         """Opens a statement whose rows are fetched in portions, all from one snapshot."""
         async with self._connection.transaction():
-            with timed(statement, self._slow_seconds):
+            with self._timed(statement):
                 cursor = await self._connection.cursor(statement.text, *arguments)
             yield cursor
 
@@ -68,18 +67,17 @@ class Connection:
     def is_closed(self) -> bool:
         return bool(self._connection.is_closed())
 
-
-@contextmanager
-def timed(statement: Statement, slow_seconds: float) -> Iterator[None]:
-    """Includes the round trip; for a pipeline it is the time of all its calls."""
-    started = perf_counter()
-    try:
-        yield
-    finally:
-        seconds = perf_counter() - started
-        metrics.statement_seconds(statement.name).observe(seconds)
-        if seconds > slow_seconds:
-            log.warning("slow statement", statement=statement.name, ms=round(seconds * 1e3, 1))
+    @contextmanager
+    def _timed(self, statement: Statement) -> Iterator[None]:
+        """Includes the round trip; for a pipeline it is the time of all its calls."""
+        started = perf_counter()
+        try:
+            yield
+        finally:
+            seconds = perf_counter() - started
+            metrics.statement_seconds(statement.name).observe(seconds)
+            if seconds > self._slow_seconds:
+                log.warning("slow statement", statement=statement.name, ms=round(seconds * 1e3, 1))
 
 
 @asynccontextmanager
@@ -110,7 +108,7 @@ def connect_options(settings: Settings, lock_ms_max: int) -> dict[str, Any]:
 
 async def set_up(connection: asyncpg.Connection, transaction_ms_max: int) -> None:
     await set_instant_codec(connection)
-    if connection.get_server_version().major >= TRANSACTION_TIMEOUT_SINCE:
+    if connection.get_server_version().major >= 17:  # the first with a transaction_timeout
         await connection.fetchval(LIMIT_TRANSACTIONS.text, f"{transaction_ms_max} ms")
 
 

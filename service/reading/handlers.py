@@ -23,10 +23,8 @@ from service.reading.lists import Listing, answer
 
 async def list_appointments(request: Request, grant: Grant) -> Response:
     organisation, query = decode(request, grant, parameters.LIST)
-    form = accepted_format(request.scope)
-    listing = listing_of(organisation, query, form)
-    unchanged = await not_modified(request, organisation, form, current=listing.current)
-    return unchanged or await answer(request, listing, query["limit"])
+    listing = listing_of(organisation, query, accepted_format(request.scope))
+    return await not_modified(request, organisation, listing) or await answer(request, listing, query["limit"])
 
 
 def listing_of(organisation: str, query: Mapping[str, Any], form: Format) -> Listing:
@@ -78,9 +76,8 @@ async def list_availability(request: Request, grant: Grant) -> Response:
 
 async def calendar(request: Request, grant: Grant) -> Response:
     organisation, _ = decode(request, grant, parameters.CALENDAR)
-    form = CalendarFeed(organisation)
-    unchanged = await not_modified(request, organisation, form)
-    return unchanged or await answer(request, Listing(sql.LIST_CALENDAR, (organisation,), form, tagged=True))
+    listing = Listing(sql.LIST_CALENDAR, (organisation,), CalendarFeed(organisation), tagged=True)
+    return await not_modified(request, organisation, listing) or await answer(request, listing)
 
 
 def decode(request: Request, grant: Grant, known: Parameters) -> tuple[str, dict[str, Any]]:

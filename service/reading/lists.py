@@ -10,12 +10,12 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from service import VERSION
 from service.contract.cursors import ListPlace, Place, cursor_after
 from service.contract.parameters import ROWS_MAX
 from service.database.pool import Database
 from service.database.statements import Statement
 from service.problems import ProblemError
-from service.reading.conditional import tagged_headers
 from service.reading.formats import PIECES, Format, Rows
 
 log = structlog.get_logger()
@@ -32,9 +32,13 @@ class Listing(NamedTuple):
     current: bool = True  # the rows are the current state
 
     def headers(self, rows: Rows) -> dict[str, str]:
-        if self.tagged:
-            return tagged_headers(rows[0]["last_change"], self.form, current=self.current)
-        return {} if self.form is PIECES else {"Vary": "Accept"}
+        """The weak tag changes with every change of the organisation, the format and the release. Only a list of the
+        current state fits a cursor of changes."""
+        if not self.tagged:
+            return {} if self.form is PIECES else {"Vary": "Accept"}
+        last_change = str(rows[0]["last_change"])
+        headers = {"ETag": f'W/"{last_change}-{self.form.name}-{VERSION}"', "Vary": "Accept"}
+        return headers | ({"X-Changes-Cursor": last_change} if self.current else {})
 
 
 async def answer(request: Request, listing: Listing, limit: int | None = None) -> Response:
