@@ -1,20 +1,20 @@
 """The application, put together: routes, state and lifespan."""
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TypedDict
+from typing import Any
 
 import structlog
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
 from service import VERSION, metrics
-from service.access.tokens import Tokens, open_tokens
+from service.access.tokens import open_tokens
 from service.contract import body
-from service.database.pool import Database, open_database
+from service.database.pool import open_database
 from service.reading import handlers as reading
-from service.reading.change_poller import ChangePoller, open_change_poller
+from service.reading.change_poller import open_change_poller
 from service.settings import Settings
 from service.supervisor import supervised
 from service.web import docs, probes
@@ -23,32 +23,14 @@ from service.web.cors import Cors
 from service.web.deadlines import keep_deadlines
 from service.web.endpoint import BodyRoom, Endpoint, not_found
 from service.web.request_context import RequestContext
-from service.web.shutdown import Shutdown, draining
 from service.writing import handlers as writing
-from service.writing.writer import Writer, open_writer
+from service.writing.writer import open_writer
 
 APPOINTMENTS = "/api/appointments"
 STREAM_CONNECTIONS_MAX = 4  # lists of more than 1,000 rows in progress
 STREAM_SLACK_MS = 1_000  # the service cuts a stream before the database does
 
 log = structlog.get_logger()
-
-
-class State(TypedDict):
-    """What the handlers and the server find in `scope["state"]`."""
-
-    settings: Settings
-    connections: set[Connection]
-    shed_target: bytes  # a POST to it is refused unread
-    admits: Callable[[], bool]  # unless this says that there is room
-    tokens: Tokens | None
-    body_room: BodyRoom
-    database: Database
-    probe_database: Database
-    stream_database: Database
-    change_poller: ChangePoller
-    writer: Writer
-    shutdown: Shutdown
 
 
 def routes(settings: Settings) -> list[Route]:
@@ -76,8 +58,8 @@ def create_app(settings: Settings) -> ASGIApp:
 
 
 @asynccontextmanager
-async def lifespan(settings: Settings) -> AsyncIterator[State]:
-    shutdown = Shutdown()
+async def lifespan(settings: Settings) -> AsyncIterator[dict[str, Any]]:
+    shutdown = probes.Shutdown()
     connections: set[Connection] = set()
     stream_ms_max = settings.stream_ms_max + STREAM_SLACK_MS
     async with (
@@ -100,21 +82,21 @@ async def lifespan(settings: Settings) -> AsyncIterator[State]:
         async with supervised(
             deadlines=lambda: keep_deadlines(connections, settings), gauges=lambda: metrics.sample(levels)
         ):
-            with draining(shutdown, settings.shutdown_drain_ms):
+            with probes.draining(shutdown, settings.shutdown_drain_ms):
                 where = {"api": f"{settings.url()}{APPOINTMENTS}", "docs": f"{settings.url()}/api/docs"}
                 log.info("started", version=VERSION, process=os.getpid(), **where, settings=settings.masked())
-                yield State(
-                    settings=settings,
-                    connections=connections,
-                    shed_target=APPOINTMENTS.encode(),
-                    admits=writer.admits,
-                    tokens=tokens,
-                    body_room=BodyRoom(settings.buffer_bytes_max),
-                    database=database,
-                    probe_database=probe_database,
-                    stream_database=stream_database,
-                    change_poller=change_poller,
-                    writer=writer,
-                    shutdown=shutdown,
-                )
+                yield {  # what the handlers and the connections find in `scope["state"]`
+                    "settings": settings,
+                    "connections": connections,
+                    "shed_target": APPOINTMENTS.encode(),  # a POST to it is refused unread
+                    "admits": writer.admits,  # unless this says that there is room
+                    "tokens": tokens,
+                    "body_room": BodyRoom(settings.buffer_bytes_max),
+                    "database": database,
+                    "probe_database": probe_database,
+                    "stream_database": stream_database,
+                    "change_poller": change_poller,
+                    "writer": writer,
+                    "shutdown": shutdown,
+                }
     log.info("stopped", process=os.getpid())

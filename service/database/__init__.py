@@ -4,5 +4,5 @@
                         ├─ connection ─ sql/*.sql         failures: SQLSTATE → try otherwise, 503 or 500
     connection (lane) ──┘
 
-`schema` runs migrations/, `embedded` with `postmaster` and `account` runs the PostgreSQL that comes with the project.
+`schema` runs migrations/; `embedded`, with `account`, runs the PostgreSQL that comes with the project.
 """

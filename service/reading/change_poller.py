@@ -6,7 +6,7 @@ are waited for: one statement, with one step into an index for each of them.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from service.database.pool import Database
@@ -55,17 +55,15 @@ class ChangePoller:
             try:
                 organisations = {organisation for organisation, _ in self._waiting.values()}
                 rows = await self._database.fetch(LIST_LAST_CHANGES, list(organisations))
-                self._wake({row["org_id"]: row["last_change"] for row in rows})
+                last_changes = {row["org_id"]: row["last_change"] for row in rows}
+                for changed, (organisation, after) in self._waiting.items():
+                    found = last_changes.get(organisation, 0) > after
+                    if (found or self._is_shutting_down()) and not changed.done():
+                        changed.set_result(None)
             except Exception as error:  # the waiting requests report it
                 for changed in self._waiting:
                     if not changed.done():
                         changed.set_exception(error)
-
-    def _wake(self, last_changes: Mapping[str, int]) -> None:
-        for changed, (organisation, after) in self._waiting.items():
-            found = last_changes.get(organisation, 0) > after
-            if (found or self._is_shutting_down()) and not changed.done():
-                changed.set_result(None)
 
 
 @asynccontextmanager

@@ -72,35 +72,23 @@ async def read_body(request: Request, kind: BodyKind) -> bytes:
     """Raises ProblemError as soon as the size is known to be over the limit. The server discards the rest, so that the
     client can read the answer."""
     declared = int(header(request.scope, b"content-length") or 0)
-    piece, more = await read_piece(request) if declared <= kind.bytes_max else (b"", False)
-    if max(declared, len(piece)) > kind.bytes_max:
-        raise too_large(kind)
-    if not more:
-        return piece
-    body = bytearray()
     room: BodyRoom = request.scope["state"]["body_room"]
+    body, taken, more = bytearray(), 0, True
     try:
-        while piece or more:
-            room.take(len(piece))
-            body += piece
-            if len(body) > kind.bytes_max:
-                raise too_large(kind)
-            piece, more = await read_piece(request) if more else (b"", False)
+        while more and max(declared, len(body)) <= kind.bytes_max:
+            message = await request.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            body += message["body"]
+            more = message["more_body"]
+            if more or taken:  # a body in one piece needs no room
+                room.take(len(body) - taken)
+                taken = len(body)
     finally:
-        room.bytes_left += len(body)
+        room.bytes_left += taken
+    if max(declared, len(body)) > kind.bytes_max:
+        raise ProblemError("PAYLOAD_TOO_LARGE", f"Expected a body of at most {kind.bytes_max} bytes.")
     return bytes(body)
-
-
-async def read_piece(request: Request) -> tuple[bytes, bool]:
-    """A piece of the body, and whether there is more."""
-    message = await request.receive()
-    if message["type"] == "http.disconnect":
-        raise ClientDisconnect
-    return message["body"], message["more_body"]
-
-
-def too_large(kind: BodyKind) -> ProblemError:
-    return ProblemError("PAYLOAD_TOO_LARGE", f"Expected a body of at most {kind.bytes_max} bytes.")
 
 
 async def not_found(_: Scope, __: Receive, ___: Send) -> None:

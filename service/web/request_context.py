@@ -54,14 +54,12 @@ class RequestContext:
             status = CLIENT_CLOSED
         except asyncio.CancelledError:  # the grace period of a shutdown is over
             if status == CLIENT_CLOSED:
-                response = problem_response(ProblemError("OVERLOADED", CUT_SHORT))
-                await response(scope, receive, send_with_id)
+                await problem_response(ProblemError("OVERLOADED", CUT_SHORT))(scope, receive, send_with_id)
         except Exception as error:
             if not isinstance(error, ProblemError):
                 log.exception("request failed")
             if status == CLIENT_CLOSED:
-                response = problem_response(error)
-                await response(scope, receive, send_with_id)
+                await problem_response(error)(scope, receive, send_with_id)
         finally:
             self._record(scope, status, perf_counter() - started)
 

@@ -27,7 +27,8 @@ IGNORED_STALE = Response(msgspec.json.encode(Accepted("ignored-stale")), media_t
 async def post_appointment(request: Request, grant: Grant, decoded: Appointment) -> Response:
     appointment = granted(decoded, grant)
     note(organisation=appointment.org_id)
-    verdict = await writer_of(request).write(appointment)
+    writer: Writer = request.scope["state"]["writer"]
+    verdict = await writer.write(appointment)
     note(verdict=verdict.outcome)
     VERDICTS[verdict.outcome].inc()
     if verdict.outcome == "conflict":
@@ -37,19 +38,13 @@ async def post_appointment(request: Request, grant: Grant, decoded: Appointment)
 
 async def post_batch(request: Request, grant: Grant, bodies: list[bytes]) -> Response:
     note(items=len(bodies))
-    writer = writer_of(request)
+    writer: Writer = request.scope["state"]["writer"]
     with writer.room_for_items(len(bodies)):
         items = [decode_item(body, grant) for body in bodies]
         valid = [item for item in items if isinstance(item, Appointment)]
         outcomes = iter(await writer.write_in_order(valid))
     results = [result(item if isinstance(item, ProblemError) else next(outcomes)) for item in items]
     return Response(msgspec.json.encode(BatchResults(results)), media_type="application/json")
-
-
-def writer_of(request: Request) -> Writer:
-    """`request.state` would wrap the state for each request, which costs as much as decoding a body."""
-    writer: Writer = request.scope["state"]["writer"]
-    return writer
 
 
 def granted(appointment: Appointment, grant: Grant) -> Appointment:

@@ -18,7 +18,7 @@ import pytest
 
 from service import ROOT
 from service.database import embedded, schema
-from service.database.postmaster import alive, find
+from service.database.embedded import alive, find
 from tests.http.requests import assert_accepted, assert_problem, listed, post
 from tests.processes import ServiceProcess, clean_environment, running_service, wait_until
 
