@@ -1,19 +1,18 @@
-"""Clients that are too slow, too many, or send too much of what is no body."""
+"""Limits of connections: time, number, size of the head, memory."""
 
-import re
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-import msgspec
 import psutil
 import psycopg
 import pytest
 
 from tests.databases import new_database
-from tests.http.requests import assert_accepted, payload, post
+from tests.hostile.raw_http import GET, POST, STATUS, assert_refused, read_all, write_of
+from tests.http.requests import assert_accepted, post
 from tests.processes import ServiceProcess, running_service, wait_until
 
 LIMITS = {
@@ -27,10 +26,7 @@ LIMITS = {
     "FRAMED_BODY_BYTES_MAX": "800000",
     "BUFFER_BYTES_MAX": "200000",
 }
-SLACK_SECONDS = 3  # the limits are looked at twice a second, on a machine that others use too
-GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n"
-POST = b"POST /api/appointments HTTP/1.1\r\nHost: x\r\n"
-STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
+SLACK_SECONDS = 3  # the limits are checked twice a second, on a machine that may be busy
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +36,7 @@ def limited(server_url: str, template: str, tmp_path_factory: pytest.TempPathFac
         running_service(tmp_path_factory.mktemp("limited"), DATABASE_URL=url, **LIMITS) as started,
     ):
         yield started
-        wait_until(lambda: connections(started) == 0)  # none of them is left behind
+        wait_until(lambda: connections(started) == 0)  # no connection is leaked
         assert [event for event in started.events() if event["level"] in ("error", "critical")] == []
 
 
@@ -48,37 +44,8 @@ def connections(process: ServiceProcess) -> int:
     return sum(each.status == "ESTABLISHED" for each in psutil.Process(process.process.pid).net_connections("tcp"))
 
 
-def read_all(connection: socket.socket) -> bytes:
-    received = b""
-    try:
-        while piece := connection.recv(65_536):
-            received += piece
-    except ConnectionResetError:
-        pass
-    return received
-
-
-def write_of(organisation: str, headers: bytes = b"", **changes: str) -> bytes:
-    body = msgspec.json.encode(payload(organisation, **changes))
-    return POST + headers + b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
-
-
-def assert_refused(answer: bytes, status: int, code: str) -> None:
-    """A whole problem document, and the end of the connection."""
-    head, _, body = answer.partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 %d " % status), answer
-    headers = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
-    assert headers[b"content-type"] == b"application/problem+json"
-    assert headers[b"connection"] == b"close"
-    assert headers[b"x-request-id"]
-    assert int(headers[b"content-length"]) == len(body)
-    problem = msgspec.json.decode(body)
-    assert (problem["status"], problem["code"]) == (status, code)
-    assert problem["detail"]
-
-
 @pytest.mark.parametrize("start", [b"", b"\r\n", b"GET", GET, POST + b"Content-Length: 5\r\n"])
-def test_a_head_that_does_not_end_is_not_waited_for(limited: ServiceProcess, start: bytes) -> None:
+def test_an_incomplete_head_times_out(limited: ServiceProcess, start: bytes) -> None:
     with limited.connect() as connection:
         connection.sendall(start)
         began = time.monotonic()
@@ -90,7 +57,7 @@ def test_a_head_that_does_not_end_is_not_waited_for(limited: ServiceProcess, sta
         assert answer == b""
 
 
-def test_a_head_that_comes_by_the_byte_does_not_get_more_time(limited: ServiceProcess) -> None:
+def test_a_head_sent_byte_by_byte_gets_no_extra_time(limited: ServiceProcess) -> None:
     began = time.monotonic()
     with limited.connect() as connection:
         connection.sendall(GET)
@@ -103,13 +70,13 @@ def test_a_head_that_comes_by_the_byte_does_not_get_more_time(limited: ServicePr
 
 @pytest.mark.parametrize("framing", [b"Content-Length: 500\r\n\r\n{", b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"])
 @pytest.mark.parametrize("path", [b"/api/appointments", b"/api/appointments/batch"])
-def test_a_body_that_does_not_end_is_not_waited_for(limited: ServiceProcess, path: bytes, framing: bytes) -> None:
+def test_an_incomplete_body_times_out(limited: ServiceProcess, path: bytes, framing: bytes) -> None:
     with limited.connect() as connection:
         connection.sendall(POST.replace(b"/api/appointments", path) + framing)
         assert_refused(read_all(connection), 408, "REQUEST_TIMEOUT")
 
 
-def test_the_rest_of_a_body_that_was_refused_is_not_waited_for(limited: ServiceProcess) -> None:
+def test_the_rest_of_a_refused_body_times_out(limited: ServiceProcess) -> None:
     with limited.connect() as connection:
         connection.sendall(POST + b"Content-Type: text/plain\r\nContent-Length: 500\r\n\r\n{")
         answer = read_all(connection)
@@ -117,14 +84,14 @@ def test_the_rest_of_a_body_that_was_refused_is_not_waited_for(limited: ServiceP
 
 
 @pytest.mark.parametrize(
-    ("later", "rest", "answers"),
+    ("later", "rest", "statuses"),
     [(b"\0\r\n", b"", [b"200"]), (POST + b"Content-Length: 2\r\n\r\n", b"{}", [b"200", b"400"])],
-    ids=["what follows is no request", "what follows has not come yet"],
+    ids=["malformed request", "incomplete request"],
 )
-def test_who_waits_for_an_answer_gets_it_whatever_has_followed(
-    limited: ServiceProcess, organisation: str, later: bytes, rest: bytes, answers: list[bytes]
+def test_a_pending_answer_is_not_cut_off_by_later_bytes(
+    limited: ServiceProcess, organisation: str, later: bytes, rest: bytes, statuses: list[bytes]
 ) -> None:
-    """Also if it comes after the time that the rest would have had."""
+    """Even if the answer takes longer than the time limits of a body and of a lingering close."""
     with psycopg.connect(limited.database_url) as session, limited.connect() as connection:
         session.execute("lock table appointments in exclusive mode")
         connection.sendall(write_of(organisation) + later)
@@ -132,10 +99,10 @@ def test_who_waits_for_an_answer_gets_it_whatever_has_followed(
         session.rollback()
         connection.sendall(rest)
         answer = read_all(connection)
-    assert STATUS.findall(answer) == answers, answer
+    assert STATUS.findall(answer) == statuses, answer
 
 
-def test_a_connection_that_rests_is_closed(limited: ServiceProcess) -> None:
+def test_an_idle_connection_is_closed_after_the_keep_alive_time(limited: ServiceProcess) -> None:
     with limited.connect() as connection:
         for _ in range(3):
             connection.sendall(GET + b"\r\n")
@@ -147,7 +114,7 @@ def test_a_connection_that_rests_is_closed(limited: ServiceProcess) -> None:
 
 
 @pytest.mark.parametrize("pieces", [1, 2, 7, 5000])
-def test_a_head_may_be_as_long_as_the_limit_and_no_longer(limited: ServiceProcess, pieces: int) -> None:
+def test_a_head_of_exactly_the_size_limit_is_accepted_and_no_longer_one(limited: ServiceProcess, pieces: int) -> None:
     for size, status in ((4096, 200), (4097, 431), (20_000, 431)):
         head = GET + b"X: " + b"a" * (size - len(GET) - 7) + b"\r\n\r\n"
         with limited.connect() as connection:
@@ -162,19 +129,19 @@ def test_a_head_may_be_as_long_as_the_limit_and_no_longer(limited: ServiceProces
 
 
 @pytest.mark.parametrize("line", [b"X: a\r\n", b"a:\r\n"])
-def test_many_headers_are_as_bad_as_long_ones(limited: ServiceProcess, line: bytes) -> None:
+def test_many_short_headers_count_towards_the_size_limit(limited: ServiceProcess, line: bytes) -> None:
     with limited.connect() as connection:
         connection.sendall(GET + line * 100_000)
         assert_refused(read_all(connection), 431, "HEADERS_TOO_LARGE")
 
 
-def test_a_long_path_is_a_long_head(limited: ServiceProcess) -> None:
+def test_a_long_path_counts_towards_the_size_limit(limited: ServiceProcess) -> None:
     with limited.connect() as connection:
         connection.sendall(b"GET /" + b"a" * 100_000)
         assert_refused(read_all(connection), 431, "HEADERS_TOO_LARGE")
 
 
-def test_a_later_request_of_a_connection_has_the_same_limit(limited: ServiceProcess) -> None:
+def test_the_size_limit_applies_to_later_requests_of_a_connection(limited: ServiceProcess) -> None:
     with limited.connect() as connection:
         connection.sendall((GET + b"\r\n") * 3 + GET + b"X: " + b"a" * 50_000)
         answer = read_all(connection)
@@ -182,27 +149,27 @@ def test_a_later_request_of_a_connection_has_the_same_limit(limited: ServiceProc
     assert answer.count(b"HTTP/1.1 431 ") <= 1
 
 
-def test_pipelined_requests_that_are_longer_together_are_answered(limited: ServiceProcess) -> None:
+def test_pipelined_requests_may_together_exceed_the_size_limit_of_a_head(limited: ServiceProcess) -> None:
     with limited.connect() as connection:
         connection.sendall((GET + b"\r\n") * 500 + GET + b"Connection: close\r\n\r\n")
         assert read_all(connection).count(b"HTTP/1.1 200 ") == 501
 
 
-@pytest.mark.parametrize("endless", [b"X: " + b"a" * 1000 + b"\r\n", b"X: a\r\n"])
-def test_trailers_without_end_are_not_kept(limited: ServiceProcess, endless: bytes) -> None:
+@pytest.mark.parametrize("trailer", [b"X: " + b"a" * 1000 + b"\r\n", b"X: a\r\n"])
+def test_endless_trailers_are_not_kept_in_memory(limited: ServiceProcess, trailer: bytes) -> None:
     before = psutil.Process(limited.process.pid).memory_info().rss
     with limited.connect() as connection:
         connection.sendall(POST + b"Transfer-Encoding: chunked\r\n\r\n0\r\n")
         with suppress(ConnectionResetError, BrokenPipeError):
-            for _ in range(20_000_000 // len(endless)):
-                connection.sendall(endless)
+            for _ in range(20_000_000 // len(trailer)):
+                connection.sendall(trailer)
     assert psutil.Process(limited.process.pid).memory_info().rss < before + 16_000_000
 
 
-def test_one_connection_too_many_is_refused_and_one_that_ends_makes_room(limited: ServiceProcess) -> None:
+def test_a_connection_beyond_the_limit_is_refused_until_another_one_closes(limited: ServiceProcess) -> None:
     with ExitStack() as stack:
         held = []
-        for _ in range(39):  # and the one of `client`
+        for _ in range(39):  # `client` has one more
             connection = stack.enter_context(limited.connect())
             connection.sendall(POST + b"Content-Length: 500\r\n\r\n{")
             held.append(connection)
@@ -213,15 +180,15 @@ def test_one_connection_too_many_is_refused_and_one_that_ends_makes_room(limited
         assert b"retry-after: 1" in answer.lower()
         held[0].close()
 
-        def there_is_room() -> bool:
+        def is_accepted() -> bool:
             with limited.connect() as another:
                 another.sendall(GET + b"\r\n")
                 return another.recv(65_536).startswith(b"HTTP/1.1 200 ")
 
-        wait_until(there_is_room)
+        wait_until(is_accepted)
 
 
-def test_bodies_under_way_are_limited_together(limited: ServiceProcess) -> None:
+def test_incomplete_bodies_share_a_memory_limit(limited: ServiceProcess) -> None:
     head = POST.replace(b"appointments", b"appointments/batch") + b"Content-Length: 90000\r\n\r\n"
     with ExitStack() as stack:
         held = [stack.enter_context(limited.connect()) for _ in range(3)]
@@ -233,29 +200,29 @@ def test_bodies_under_way_are_limited_together(limited: ServiceProcess) -> None:
     assert b"OVERLOADED" in refused[0]
     assert b"retry-after: 1" in refused[0].lower()
     for answer in answers:
-        if answer is not refused[0]:  # the others only came too slowly
+        if answer is not refused[0]:  # the others time out
             assert_refused(answer, 408, "REQUEST_TIMEOUT")
     whole = limited.client.post("/api/appointments/batch", content=b"[" + b" " * 90_000 + b"]")
     assert (whole.status_code, whole.json()) == (200, {"results": []})
 
 
-def test_who_leaves_more_unread_than_all_may_is_cut_off(database_url: str, tmp_path: Path) -> None:
-    """Each is left with at least what makes the server wait before it writes on, which is 64 KiB."""
+def test_clients_that_together_leave_too_much_unread_are_cut_off(database_url: str, tmp_path: Path) -> None:
+    """Each connection buffers at least 64 KiB, the mark above which the server stops writing to it."""
     request = b"GET /api/docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n"
     with (
         running_service(tmp_path, DATABASE_URL=database_url, BUFFER_BYTES_MAX="400000") as process,
         ExitStack() as stack,
     ):
         for _ in range(8):
-            greedy = stack.enter_context(process.connect())
-            greedy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            greedy.sendall(request * 10)
+            slow_reader = stack.enter_context(process.connect())
+            slow_reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            slow_reader.sendall(request * 10)
         refused = 'http_connections_refused_total{code="OVERLOADED"}'
         wait_until(lambda: refused in process.client.get("/metrics").text)
         assert_accepted(post(process.client, "o"))
 
 
-def test_who_does_not_read_the_answers_is_cut_off(limited: ServiceProcess) -> None:
+def test_a_client_that_does_not_read_its_answers_is_cut_off(limited: ServiceProcess) -> None:
     with limited.connect() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         began = time.monotonic()
@@ -268,9 +235,7 @@ def test_who_does_not_read_the_answers_is_cut_off(limited: ServiceProcess) -> No
         assert time.monotonic() - began < 2 + SLACK_SECONDS + 2
 
 
-def test_the_connections_that_may_be_open_are_limited_by_the_files_that_may_be(
-    database_url: str, tmp_path: Path
-) -> None:
+def test_the_connection_limit_is_lowered_to_the_limit_of_open_files(database_url: str, tmp_path: Path) -> None:
     with running_service(tmp_path, DATABASE_URL=database_url, CONNECTIONS_MAX="2000000000") as process:
         warned = process.wait_for_event("fewer connections than CONNECTIONS_MAX")
         assert warned["connections_max"] < warned["open_files_max"]
@@ -278,7 +243,7 @@ def test_the_connections_that_may_be_open_are_limited_by_the_files_that_may_be(
         assert most == warned["open_files_max"]
 
 
-def test_refusals_are_counted(limited: ServiceProcess) -> None:
+def test_refused_connections_are_counted(limited: ServiceProcess) -> None:
     figures = limited.client.get("/metrics").text
     for code in ("REQUEST_TIMEOUT", "HEADERS_TOO_LARGE", "OVERLOADED"):
         assert f'http_connections_refused_total{{code="{code}"}}' in figures
