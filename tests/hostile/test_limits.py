@@ -5,14 +5,15 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 import psycopg
 import pytest
 
-from tests.databases import new_database
-from tests.hostile.raw_http import GET, POST, STATUS, assert_refused, read_all, write_of
-from tests.http.requests import assert_accepted, post
+from tests.databases import new_database, wait_until_blocked
+from tests.hostile.raw_http import GET, POST, STATUS, assert_problem_bytes, assert_refused, read_all, write_of
+from tests.http.requests import assert_accepted, metrics, post
 from tests.processes import ServiceProcess, running_service, wait_until
 
 LIMITS = {
@@ -26,7 +27,8 @@ LIMITS = {
     "FRAMED_BODY_BYTES_MAX": "800000",
     "BUFFER_BYTES_MAX": "200000",
 }
-SLACK_SECONDS = 3  # the limits are checked twice a second, on a machine that may be busy
+BOUND_SECONDS = 8  # less than any of these time limits by default, and much more than LIMITS on a busy machine
+REFUSALS = "http_connections_refused_total"
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,9 @@ def limited(server_url: str, template: str, tmp_path_factory: pytest.TempPathFac
 
 
 def connections(process: ServiceProcess) -> int:
-    return sum(each.status == "ESTABLISHED" for each in psutil.Process(process.process.pid).net_connections("tcp"))
+    port = urlsplit(process.url).port
+    sockets = psutil.Process(process.process.pid).net_connections("tcp")
+    return sum(each.status == "ESTABLISHED" and each.laddr.port == port for each in sockets)
 
 
 @pytest.mark.parametrize("start", [b"", b"\r\n", b"GET", GET, POST + b"Content-Length: 5\r\n"])
@@ -50,7 +54,7 @@ def test_an_incomplete_head_times_out(limited: ServiceProcess, start: bytes) -> 
         connection.sendall(start)
         began = time.monotonic()
         answer = read_all(connection)
-        assert time.monotonic() - began < 1 + SLACK_SECONDS
+        assert 0.9 < time.monotonic() - began < BOUND_SECONDS
     if start.strip():
         assert_refused(answer, 408, "REQUEST_TIMEOUT")
     else:
@@ -58,14 +62,17 @@ def test_an_incomplete_head_times_out(limited: ServiceProcess, start: bytes) -> 
 
 
 def test_a_head_sent_byte_by_byte_gets_no_extra_time(limited: ServiceProcess) -> None:
-    began = time.monotonic()
     with limited.connect() as connection:
         connection.sendall(GET)
-        with suppress(ConnectionResetError, BrokenPipeError):
-            while time.monotonic() - began < 10:
+        began = time.monotonic()
+        connection.settimeout(0.1)  # the pace of the bytes
+        answer = b""
+        while not answer and time.monotonic() - began < BOUND_SECONDS:
+            with suppress(TimeoutError):
+                answer = connection.recv(65_536)
+            if not answer:
                 connection.sendall(b"x")
-                time.sleep(0.1)
-    assert time.monotonic() - began < 1.5 + SLACK_SECONDS
+    assert_refused(answer, 408, "REQUEST_TIMEOUT")
 
 
 @pytest.mark.parametrize("framing", [b"Content-Length: 500\r\n\r\n{", b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"])
@@ -79,23 +86,25 @@ def test_an_incomplete_body_times_out(limited: ServiceProcess, path: bytes, fram
 def test_the_rest_of_a_refused_body_times_out(limited: ServiceProcess) -> None:
     with limited.connect() as connection:
         connection.sendall(POST + b"Content-Type: text/plain\r\nContent-Length: 500\r\n\r\n{")
-        answer = read_all(connection)
-        assert answer.startswith(b"HTTP/1.1 415 ")
+        assert_problem_bytes(read_all(connection), 415, "UNSUPPORTED_MEDIA_TYPE")
 
 
 @pytest.mark.parametrize(
     ("later", "rest", "statuses"),
-    [(b"\0\r\n", b"", [b"200"]), (POST + b"Content-Length: 2\r\n\r\n", b"{}", [b"200", b"400"])],
+    [(b"\0\r\n", b"", [b"200"]), (POST + b"Connection: close\r\nContent-Length: 2\r\n\r\n", b"{}", [b"200", b"400"])],
     ids=["malformed request", "incomplete request"],
 )
 def test_a_pending_answer_is_not_cut_off_by_later_bytes(
     limited: ServiceProcess, organisation: str, later: bytes, rest: bytes, statuses: list[bytes]
 ) -> None:
     """Even if the answer takes longer than the time limits of a body and of a lingering close."""
-    with psycopg.connect(limited.database_url) as session, limited.connect() as connection:
+    with psycopg.connect(limited.database_url) as session, limited.connect() as connection, limited.connect() as slower:
         session.execute("lock table appointments in exclusive mode")
         connection.sendall(write_of(organisation) + later)
-        time.sleep(2.5)  # a body may take one second, a refused client lingers for half of one
+        wait_until_blocked(limited.database_url)
+        slower.sendall(POST + b"Content-Length: 2\r\n\r\n")
+        # A body that begins later times out, so the limits have passed (that of a lingering close is shorter).
+        assert_refused(read_all(slower), 408, "REQUEST_TIMEOUT")
         session.rollback()
         connection.sendall(rest)
         answer = read_all(connection)
@@ -103,14 +112,15 @@ def test_a_pending_answer_is_not_cut_off_by_later_bytes(
 
 
 def test_an_idle_connection_is_closed_after_the_keep_alive_time(limited: ServiceProcess) -> None:
+    """Counted from the latest request: a count from the first one would end within 1.1 s after the last."""
     with limited.connect() as connection:
-        for _ in range(3):
+        for pause in (0, 0.7, 0.7):
+            time.sleep(pause)  # idle, but for less than the limit
             connection.sendall(GET + b"\r\n")
             assert connection.recv(65_536).startswith(b"HTTP/1.1 200 ")
-            time.sleep(0.7)  # less than the limit, each time
         began = time.monotonic()
         assert read_all(connection) == b""
-        assert time.monotonic() - began < 1.5 + SLACK_SECONDS
+        assert 1.4 < time.monotonic() - began < BOUND_SECONDS
 
 
 @pytest.mark.parametrize("pieces", [1, 2, 7, 5000])
@@ -143,10 +153,21 @@ def test_a_long_path_counts_towards_the_size_limit(limited: ServiceProcess) -> N
 
 def test_the_size_limit_applies_to_later_requests_of_a_connection(limited: ServiceProcess) -> None:
     with limited.connect() as connection:
+        for _ in range(3):
+            connection.sendall(GET + b"\r\n")
+            assert connection.recv(65_536).startswith(b"HTTP/1.1 200 ")
+        connection.sendall(GET + b"X: " + b"a" * 50_000)
+        assert_refused(read_all(connection), 431, "HEADERS_TOO_LARGE")
+
+
+def test_the_size_limit_applies_to_pipelined_requests(limited: ServiceProcess) -> None:
+    """The refusal has no response of its own if earlier requests are still unanswered: the connection just ends."""
+    before = refusals(limited, "HEADERS_TOO_LARGE")
+    with limited.connect() as connection:
         connection.sendall((GET + b"\r\n") * 3 + GET + b"X: " + b"a" * 50_000)
         answer = read_all(connection)
-    assert answer.count(b"HTTP/1.1 200 ") == 3
-    assert answer.count(b"HTTP/1.1 431 ") <= 1
+    assert STATUS.findall(answer) in ([b"200"] * 3, [b"200"] * 3 + [b"431"])
+    assert refusals(limited, "HEADERS_TOO_LARGE") == before + 1
 
 
 def test_pipelined_requests_may_together_exceed_the_size_limit_of_a_head(limited: ServiceProcess) -> None:
@@ -155,33 +176,43 @@ def test_pipelined_requests_may_together_exceed_the_size_limit_of_a_head(limited
         assert read_all(connection).count(b"HTTP/1.1 200 ") == 501
 
 
-@pytest.mark.parametrize("trailer", [b"X: " + b"a" * 1000 + b"\r\n", b"X: a\r\n"])
-def test_endless_trailers_are_not_kept_in_memory(limited: ServiceProcess, trailer: bytes) -> None:
-    before = psutil.Process(limited.process.pid).memory_info().rss
+@pytest.mark.parametrize(("line", "size"), [(b"X: " + b"a" * 1000 + b"\r\n", 30_000_000), (b"X: a\r\n", 20_000_000)])
+def test_trailers_are_not_kept_in_memory(service: ServiceProcess, line: bytes, size: int) -> None:
+    """They stay below the default size limit of a body; socket buffers hold a few megabytes of them."""
+    process = psutil.Process(service.process.pid)
+    before = process.memory_info().rss
+    block = line * (65_536 // len(line))
+    with service.connect() as connection:
+        connection.sendall(POST + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
+        for _ in range(size // len(block)):
+            connection.sendall(block)
+        assert process.memory_info().rss < before + 16_000_000
+        connection.sendall(b"\r\n")
+        assert_refused(read_all(connection), 400, "INVALID_JSON")
+
+
+@pytest.mark.parametrize("line", [b"X: " + b"a" * 1000 + b"\r\n", b"X: a\r\n"])
+def test_trailers_count_towards_the_size_limit_of_a_body(limited: ServiceProcess, line: bytes) -> None:
     with limited.connect() as connection:
         connection.sendall(POST + b"Transfer-Encoding: chunked\r\n\r\n0\r\n")
-        with suppress(ConnectionResetError, BrokenPipeError):
-            for _ in range(20_000_000 // len(trailer)):
-                connection.sendall(trailer)
-    assert psutil.Process(limited.process.pid).memory_info().rss < before + 16_000_000
+        connection.sendall(line * (1_000_000 // len(line)))
+        assert_refused(read_all(connection), 413, "PAYLOAD_TOO_LARGE")
 
 
-def test_a_connection_beyond_the_limit_is_refused_until_another_one_closes(limited: ServiceProcess) -> None:
-    with ExitStack() as stack:
-        held = []
-        for _ in range(39):  # `client` has one more
-            connection = stack.enter_context(limited.connect())
+def test_a_connection_beyond_the_limit_is_refused_until_another_one_closes(database_url: str, tmp_path: Path) -> None:
+    """No connection times out meanwhile: a body may take 60 s by default."""
+    with running_service(tmp_path, DATABASE_URL=database_url, CONNECTIONS_MAX="40") as process, ExitStack() as stack:
+        held = [stack.enter_context(process.connect()) for _ in range(39)]  # `client` has one more
+        for connection in held:
             connection.sendall(POST + b"Content-Length: 500\r\n\r\n{")
-            held.append(connection)
-        assert_accepted(post(limited.client, "o", id="held"), "ok")
-        with limited.connect() as refused:
-            answer = read_all(refused)
-        assert_refused(answer, 503, "OVERLOADED")
-        assert b"retry-after: 1" in answer.lower()
+        assert_accepted(post(process.client, "o"))
+        with process.connect() as refused:
+            assert_refused(read_all(refused), 503, "OVERLOADED")
+        assert refusals(process, "OVERLOADED") == 1
         held[0].close()
 
         def is_accepted() -> bool:
-            with limited.connect() as another:
+            with process.connect() as another:
                 another.sendall(GET + b"\r\n")
                 return another.recv(65_536).startswith(b"HTTP/1.1 200 ")
 
@@ -195,12 +226,10 @@ def test_incomplete_bodies_share_a_memory_limit(limited: ServiceProcess) -> None
         for connection in held:
             connection.sendall(head + b" " * 80_000)
         answers = [read_all(connection) for connection in held]
-    refused = [answer for answer in answers if answer.startswith(b"HTTP/1.1 503 ")]
-    assert len(refused) == 1
-    assert b"OVERLOADED" in refused[0]
-    assert b"retry-after: 1" in refused[0].lower()
+    [overloaded] = [answer for answer in answers if answer.startswith(b"HTTP/1.1 503 ")]
+    assert_problem_bytes(overloaded, 503, "OVERLOADED")
     for answer in answers:
-        if answer is not refused[0]:  # the others time out
+        if answer is not overloaded:  # the others time out
             assert_refused(answer, 408, "REQUEST_TIMEOUT")
     whole = limited.client.post("/api/appointments/batch", content=b"[" + b" " * 90_000 + b"]")
     assert (whole.status_code, whole.json()) == (200, {"results": []})
@@ -217,33 +246,48 @@ def test_clients_that_together_leave_too_much_unread_are_cut_off(database_url: s
             slow_reader = stack.enter_context(process.connect())
             slow_reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             slow_reader.sendall(request * 10)
-        refused = 'http_connections_refused_total{code="OVERLOADED"}'
-        wait_until(lambda: refused in process.client.get("/metrics").text)
+        wait_until(lambda: refusals(process, "OVERLOADED") > 0)
         assert_accepted(post(process.client, "o"))
 
 
 def test_a_client_that_does_not_read_its_answers_is_cut_off(limited: ServiceProcess) -> None:
     with limited.connect() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        began = time.monotonic()
-        connection.settimeout(1)
-        with suppress(ConnectionResetError, BrokenPipeError):
-            while time.monotonic() - began < 30:
-                with suppress(TimeoutError):
-                    connection.sendall(b"GET /api/docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n")
-                time.sleep(0.2)
-        assert time.monotonic() - began < 2 + SLACK_SECONDS + 2
+        connection.setblocking(False)
+
+        def is_cut_off() -> bool:
+            try:
+                connection.send(b"GET /api/docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n")
+            except BlockingIOError:
+                return False
+            except (ConnectionResetError, BrokenPipeError):
+                return True
+            return False
+
+        wait_until(is_cut_off)  # within 30 s; the default limit is 60 s
 
 
 def test_the_connection_limit_is_lowered_to_the_limit_of_open_files(database_url: str, tmp_path: Path) -> None:
     with running_service(tmp_path, DATABASE_URL=database_url, CONNECTIONS_MAX="2000000000") as process:
         warned = process.wait_for_event("fewer connections than CONNECTIONS_MAX")
-        assert warned["connections_max"] < warned["open_files_max"]
+        # 200 files are kept for the database, logs and libraries.
+        assert warned["connections_max"] == warned["open_files_max"] - 200
         most, _ = psutil.Process(process.process.pid).rlimit(psutil.RLIMIT_NOFILE)
         assert most == warned["open_files_max"]
 
 
-def test_refused_connections_are_counted(limited: ServiceProcess) -> None:
-    figures = limited.client.get("/metrics").text
-    for code in ("REQUEST_TIMEOUT", "HEADERS_TOO_LARGE", "OVERLOADED"):
-        assert f'http_connections_refused_total{{code="{code}"}}' in figures
+@pytest.mark.parametrize(
+    ("start", "code"),
+    [(GET, "REQUEST_TIMEOUT"), (GET + b"X: " + b"a" * 5000, "HEADERS_TOO_LARGE"), (b"\0\r\n", "INVALID_HTTP")],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_refused_connections_are_counted(limited: ServiceProcess, start: bytes, code: str) -> None:
+    before = refusals(limited, code)
+    with limited.connect() as connection:
+        connection.sendall(start)
+        read_all(connection)
+    assert refusals(limited, code) == before + 1
+
+
+def refusals(process: ServiceProcess, code: str) -> float:
+    return metrics(process.client).get(f"{REFUSALS} {code}", 0)
