@@ -1,12 +1,11 @@
-"""What decodes requests, given anything at all: a sound value or a 400, and the same as a second opinion.
+"""Fuzzing of the request decoders: arbitrary input gives a valid value or a 400, in agreement with a second decoder.
 
-`FUZZ_CASES=1000000 make test KIND=hostile/test_fuzz.py` runs as many of each.
+`FUZZ_CASES=1000000 make test KIND=hostile/test_fuzz.py` sets the number of cases of each test.
 """
 
 import json
 import os
 import re
-from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -19,23 +18,23 @@ from msgspec.structs import asdict
 from service.contract import parameters
 from service.contract.body import BYTE_ORDER_MARK, Appointment, decode_appointment, decode_at_once, decode_each
 from service.contract.cursors import ListPlace, VersionPlace, encode, parse_list_cursor, parse_version_cursor
-from service.contract.fields import Instant
+from service.contract.fields import CHARACTERS_MAX, Instant
 from service.contract.instants import parse_instant
 from service.contract.parameters import Parameters, read_query
 from service.problems import ProblemError
 from tests.http.requests import payload
 
-PATTERN = msgspec.json.schema(Instant)["pattern"]  # of the OpenAPI document
+INSTANT_PATTERN = msgspec.json.schema(Instant)["pattern"]  # as the OpenAPI document publishes it
 
-many = settings(max_examples=int(os.environ.get("FUZZ_CASES", "400")), deadline=None)
+fuzzed = settings(max_examples=int(os.environ.get("FUZZ_CASES", "400")), deadline=None)
 
 INSTANT_LIKE = st.from_regex(r"[0-9]{4}-[01][0-9]-[0-3][0-9]([ T][0-2][0-9]:[0-6][0-9](:[0-6][0-9](\.[0-9]+)?)?)?"
     r"(Z|[+-][0-2][0-9]:[0-6][0-9])?", fullmatch=True)  # fmt: skip
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | INSTANT_LIKE
 JSON = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8)
 MEMBERS = st.sampled_from([*payload(None), "cancelled"])
-NEARLY_SOUND = st.dictionaries(MEMBERS, JSON, max_size=3).map(lambda changes: payload("o") | changes)
-TEXTS = st.builds(json.dumps, NEARLY_SOUND | JSON, ensure_ascii=st.booleans(), indent=st.none() | st.just(1))
+NEARLY_VALID = st.dictionaries(MEMBERS, JSON, max_size=3).map(lambda changes: payload("o") | changes)
+TEXTS = st.builds(json.dumps, NEARLY_VALID | JSON, ensure_ascii=st.booleans(), indent=st.none() | st.just(1))
 SPLICES = st.tuples(st.integers(0, 400), st.integers(0, 4), st.binary(max_size=4))
 
 
@@ -50,7 +49,8 @@ BODIES = st.binary() | st.builds(spliced, ENCODED, st.lists(SPLICES, max_size=3)
 
 
 def is_json(body: bytes) -> bool:
-    """As Python's own decoder says, which is too lenient in three places."""
+    """Whether Python's own decoder accepts it. That one is too lenient towards NaN and Infinity, lone surrogates and
+    byte order marks."""
 
     def refuse(constant: str) -> None:
         raise ValueError(constant)
@@ -63,9 +63,9 @@ def is_json(body: bytes) -> bool:
     return BYTE_ORDER_MARK not in body
 
 
-@many
+@fuzzed
 @given(BODIES)
-def test_a_body_is_a_sound_appointment_or_a_400(body: bytes) -> None:
+def test_any_body_gives_a_valid_appointment_or_a_400(body: bytes) -> None:
     try:
         appointment = decode_appointment(body)
     except ProblemError as error:
@@ -79,34 +79,54 @@ def test_a_body_is_a_sound_appointment_or_a_400(body: bytes) -> None:
         assert "\0" not in appointment.id + appointment.org_id
 
 
-@many
+@fuzzed
 @given(BODIES)
-def test_all_at_once_is_read_as_each_by_itself(body: bytes) -> None:
-    sound = decode_at_once(body)
-    if sound is None:
+def test_the_fast_and_the_field_by_field_decoder_agree(body: bytes) -> None:
+    values = decode_at_once(body)
+    if values is None:
         with pytest.raises(ProblemError):
             decode_each(body)
     else:
-        assert decode_each(body) == sound
+        assert decode_each(body) == values
 
 
-@many
-@given(st.builds(Appointment, **{name: st.datetimes() for name in ("start", "end", "created_at", "updated_at")},
-    id=st.text(), org_id=st.text(), cancelled=st.booleans()))  # fmt: skip
-def test_what_is_sound_is_taken_to_the_letter(wanted: Appointment) -> None:
-    members: dict[str, Any] = asdict(wanted)
-    spelt = {name: f"{value.isoformat()}Z" if isinstance(value, datetime) else value for name, value in members.items()}
+@st.composite
+def valid_appointments(draw: st.DrawFn) -> Appointment:
+    start, end = draw(st.lists(st.datetimes(), min_size=2, max_size=2, unique=True).map(sorted))
+    created_at, updated_at = draw(st.lists(st.datetimes(), min_size=2, max_size=2).map(sorted))
+    texts = st.text(max_size=CHARACTERS_MAX).filter(lambda text: "\0" not in text)
+    return Appointment(
+        id=draw(texts.filter(str.strip)),
+        start=start,
+        end=end,
+        created_at=created_at,
+        updated_at=updated_at,
+        org_id=draw(texts),
+        cancelled=draw(st.booleans()),
+    )
+
+
+@fuzzed
+@given(valid_appointments())
+def test_a_valid_appointment_is_decoded_exactly(appointment: Appointment) -> None:
+    """Only the organisation is changed: it is trimmed."""
+    expected: dict[str, Any] = asdict(appointment)
     names = {"created_at": "createdAt", "updated_at": "updatedAt", "org_id": "orgId"}
-    body = json.dumps({names.get(name, name): value for name, value in spelt.items()}).encode()
-    with suppress(ProblemError):
-        found = asdict(decode_appointment(body))
-        assert found.pop("org_id") == members.pop("org_id").strip()
-        assert {name: value.replace(tzinfo=None) if isinstance(value, datetime) else value
-            for name, value in found.items()} == members  # fmt: skip
+    body = json.dumps(
+        {
+            names.get(name, name): f"{value.isoformat()}Z" if isinstance(value, datetime) else value
+            for name, value in expected.items()
+        }
+    ).encode()
+    decoded = {
+        name: value.replace(tzinfo=None) if isinstance(value, datetime) else value
+        for name, value in asdict(decode_appointment(body)).items()
+    }
+    assert decoded == expected | {"org_id": appointment.org_id.strip()}
 
 
-def second_opinion(text: str) -> datetime | None:
-    """Without regular expressions or `fromisoformat`. In microseconds from the beginning of the year 1."""
+def reference_instant(text: str) -> datetime | None:
+    """Parses without regular expressions or `fromisoformat`, as an offset from the beginning of year 1."""
     rest, minutes_off = text, 0
     if rest.endswith("Z"):
         rest = rest[:-1]
@@ -137,39 +157,39 @@ def second_opinion(text: str) -> datetime | None:
         return None
 
 
-@many
+@fuzzed
 @given(INSTANT_LIKE)
-def test_an_instant_is_what_a_second_reader_finds(text: str) -> None:
-    expected = second_opinion(text)
+def test_instants_are_parsed_like_the_reference_parser(text: str) -> None:
+    expected = reference_instant(text)
     try:
         found = parse_instant(text)
     except ValueError:
-        # The day before the year 1 is read for the sake of its offsets, other days of the year 0 are not.
+        # Of year 0, parse_instant accepts only the last day, with an offset that leads into year 1.
         assert expected is None or text.startswith("0000")
     else:
         assert found.replace(tzinfo=None) == expected
 
 
-@many
+@fuzzed
 @given(st.text() | INSTANT_LIKE)
-def test_every_instant_that_is_read_matches_the_pattern_of_the_schema(text: str) -> None:
+def test_every_accepted_instant_matches_the_published_pattern(text: str) -> None:
     try:
         parse_instant(text)
     except ValueError:
         return
-    assert re.search(PATTERN, text)
+    assert re.search(INSTANT_PATTERN, text)
 
 
-KNOWN = [parameters.LIST, parameters.VERSIONS, parameters.CHANGES, parameters.AVAILABILITY]
-NAMES = st.sampled_from(sorted({name for known in KNOWN for name in known.types}))
+ROUTE_PARAMETERS = [parameters.LIST, parameters.VERSIONS, parameters.CHANGES, parameters.AVAILABILITY]
+NAMES = st.sampled_from(sorted({name for route in ROUTE_PARAMETERS for name in route.types}))
 VALUES = INSTANT_LIKE | st.integers().map(str) | st.text().map(lambda text: text.encode(errors="replace").hex("%"))
 PAIRS = st.lists(st.builds("{}={}".format, NAMES, VALUES), max_size=4)
 QUERIES = st.binary() | st.builds(spliced, PAIRS.map(lambda pairs: "&".join(pairs).encode()), st.lists(SPLICES))
 
 
-@many
-@given(QUERIES, st.sampled_from(KNOWN))
-def test_a_query_is_read_or_a_400(query: bytes, known: Parameters) -> None:
+@fuzzed
+@given(QUERIES, st.sampled_from(ROUTE_PARAMETERS))
+def test_any_query_string_gives_values_or_a_400(query: bytes, known: Parameters) -> None:
     try:
         values = read_query(query, known)
     except ProblemError as error:
@@ -179,11 +199,11 @@ def test_a_query_is_read_or_a_400(query: bytes, known: Parameters) -> None:
         assert values.keys() == known.types.keys()
 
 
-@many
+@fuzzed
 @given(st.datetimes(), st.text())
-def test_a_cursor_that_was_given_is_taken(at: datetime, external_id: str) -> None:
-    spelt = f"{at.isoformat()}Z"
-    place = ListPlace(spelt, external_id.encode(errors="replace").decode().replace("\0", ""))
-    start, found = parse_list_cursor(encode(place))
-    assert (start.replace(tzinfo=None), found) == (at, place.external_id)
-    assert parse_version_cursor(encode(VersionPlace(spelt))).replace(tzinfo=None) == at
+def test_cursors_round_trip(at: datetime, external_id: str) -> None:
+    instant = f"{at.isoformat()}Z"
+    place = ListPlace(instant, external_id.encode(errors="replace").decode().replace("\0", ""))
+    start, parsed_id = parse_list_cursor(encode(place))
+    assert (start.replace(tzinfo=None), parsed_id) == (at, place.external_id)
+    assert parse_version_cursor(encode(VersionPlace(instant))).replace(tzinfo=None) == at

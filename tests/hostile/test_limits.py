@@ -1,19 +1,19 @@
-"""Clients that are too slow, too many, or send too much of what is no body."""
+"""Limits of connections: time, number, size of the head, memory."""
 
-import re
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
-import msgspec
 import psutil
 import psycopg
 import pytest
 
-from tests.databases import new_database
-from tests.http.requests import assert_accepted, payload, post
+from tests.databases import new_database, wait_until_blocked
+from tests.hostile.raw_http import GET, POST, STATUS, assert_problem_bytes, assert_refused, read_all, write_of
+from tests.http.requests import assert_accepted, metrics, post
 from tests.processes import ServiceProcess, running_service, wait_until
 
 LIMITS = {
@@ -22,15 +22,12 @@ LIMITS = {
     "HEADER_BYTES_MAX": "4096",
     "HEADER_MS_MAX": "1000",
     "BODY_MS_MAX": "1000",
-    "STREAM_MS_MAX": "2000",
     "LINGER_MS_MAX": "500",
     "FRAMED_BODY_BYTES_MAX": "800000",
     "BUFFER_BYTES_MAX": "200000",
 }
-SLACK_SECONDS = 3  # the limits are looked at twice a second, on a machine that others use too
-GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n"
-POST = b"POST /api/appointments HTTP/1.1\r\nHost: x\r\n"
-STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
+BOUND_SECONDS = 8  # less than any of these time limits by default, and much more than LIMITS on a busy machine
+REFUSALS = "http_connections_refused_total"
 
 
 @pytest.fixture(scope="module")
@@ -40,114 +37,93 @@ def limited(server_url: str, template: str, tmp_path_factory: pytest.TempPathFac
         running_service(tmp_path_factory.mktemp("limited"), DATABASE_URL=url, **LIMITS) as started,
     ):
         yield started
-        wait_until(lambda: connections(started) == 0)  # none of them is left behind
+        wait_until(lambda: connections(started) == 0)  # no connection is leaked
         assert [event for event in started.events() if event["level"] in ("error", "critical")] == []
 
 
 def connections(process: ServiceProcess) -> int:
-    return sum(each.status == "ESTABLISHED" for each in psutil.Process(process.process.pid).net_connections("tcp"))
-
-
-def read_all(connection: socket.socket) -> bytes:
-    received = b""
-    try:
-        while piece := connection.recv(65_536):
-            received += piece
-    except ConnectionResetError:
-        pass
-    return received
-
-
-def write_of(organisation: str, headers: bytes = b"", **changes: str) -> bytes:
-    body = msgspec.json.encode(payload(organisation, **changes))
-    return POST + headers + b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
-
-
-def assert_refused(answer: bytes, status: int, code: str) -> None:
-    """A whole problem document, and the end of the connection."""
-    head, _, body = answer.partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 %d " % status), answer
-    headers = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
-    assert headers[b"content-type"] == b"application/problem+json"
-    assert headers[b"connection"] == b"close"
-    assert headers[b"x-request-id"]
-    assert int(headers[b"content-length"]) == len(body)
-    problem = msgspec.json.decode(body)
-    assert (problem["status"], problem["code"]) == (status, code)
-    assert problem["detail"]
+    port = urlsplit(process.url).port
+    sockets = psutil.Process(process.process.pid).net_connections("tcp")
+    return sum(each.status == "ESTABLISHED" and each.laddr.port == port for each in sockets)
 
 
 @pytest.mark.parametrize("start", [b"", b"\r\n", b"GET", GET, POST + b"Content-Length: 5\r\n"])
-def test_a_head_that_does_not_end_is_not_waited_for(limited: ServiceProcess, start: bytes) -> None:
+def test_an_incomplete_head_times_out(limited: ServiceProcess, start: bytes) -> None:
     with limited.connect() as connection:
         connection.sendall(start)
         began = time.monotonic()
         answer = read_all(connection)
-        assert time.monotonic() - began < 1 + SLACK_SECONDS
+        assert 0.9 < time.monotonic() - began < BOUND_SECONDS
     if start.strip():
         assert_refused(answer, 408, "REQUEST_TIMEOUT")
     else:
         assert answer == b""
 
 
-def test_a_head_that_comes_by_the_byte_does_not_get_more_time(limited: ServiceProcess) -> None:
-    began = time.monotonic()
+def test_a_head_sent_byte_by_byte_gets_no_extra_time(limited: ServiceProcess) -> None:
     with limited.connect() as connection:
         connection.sendall(GET)
-        with suppress(ConnectionResetError, BrokenPipeError):
-            while time.monotonic() - began < 10:
+        began = time.monotonic()
+        connection.settimeout(0.1)  # the pace of the bytes
+        answer = b""
+        while not answer and time.monotonic() - began < BOUND_SECONDS:
+            with suppress(TimeoutError):
+                answer = connection.recv(65_536)
+            if not answer:
                 connection.sendall(b"x")
-                time.sleep(0.1)
-    assert time.monotonic() - began < 1.5 + SLACK_SECONDS
+    assert_refused(answer, 408, "REQUEST_TIMEOUT")
 
 
 @pytest.mark.parametrize("framing", [b"Content-Length: 500\r\n\r\n{", b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"])
 @pytest.mark.parametrize("path", [b"/api/appointments", b"/api/appointments/batch"])
-def test_a_body_that_does_not_end_is_not_waited_for(limited: ServiceProcess, path: bytes, framing: bytes) -> None:
+def test_an_incomplete_body_times_out(limited: ServiceProcess, path: bytes, framing: bytes) -> None:
     with limited.connect() as connection:
         connection.sendall(POST.replace(b"/api/appointments", path) + framing)
         assert_refused(read_all(connection), 408, "REQUEST_TIMEOUT")
 
 
-def test_the_rest_of_a_body_that_was_refused_is_not_waited_for(limited: ServiceProcess) -> None:
+def test_the_rest_of_a_refused_body_times_out(limited: ServiceProcess) -> None:
     with limited.connect() as connection:
         connection.sendall(POST + b"Content-Type: text/plain\r\nContent-Length: 500\r\n\r\n{")
-        answer = read_all(connection)
-        assert answer.startswith(b"HTTP/1.1 415 ")
+        assert_problem_bytes(read_all(connection), 415, "UNSUPPORTED_MEDIA_TYPE")
 
 
 @pytest.mark.parametrize(
-    ("later", "rest", "answers"),
-    [(b"\0\r\n", b"", [b"200"]), (POST + b"Content-Length: 2\r\n\r\n", b"{}", [b"200", b"400"])],
-    ids=["what follows is no request", "what follows has not come yet"],
+    ("later", "rest", "statuses"),
+    [(b"\0\r\n", b"", [b"200"]), (POST + b"Connection: close\r\nContent-Length: 2\r\n\r\n", b"{}", [b"200", b"400"])],
+    ids=["malformed request", "incomplete request"],
 )
-def test_who_waits_for_an_answer_gets_it_whatever_has_followed(
-    limited: ServiceProcess, organisation: str, later: bytes, rest: bytes, answers: list[bytes]
+def test_a_pending_answer_is_not_cut_off_by_later_bytes(
+    limited: ServiceProcess, organisation: str, later: bytes, rest: bytes, statuses: list[bytes]
 ) -> None:
-    """Also if it comes after the time that the rest would have had."""
-    with psycopg.connect(limited.database_url) as session, limited.connect() as connection:
+    """Even if the answer takes longer than the time limits of a body and of a lingering close."""
+    with psycopg.connect(limited.database_url) as session, limited.connect() as connection, limited.connect() as slower:
         session.execute("lock table appointments in exclusive mode")
         connection.sendall(write_of(organisation) + later)
-        time.sleep(2.5)  # a body may take one second, a refused client lingers for half of one
+        wait_until_blocked(limited.database_url)
+        slower.sendall(POST + b"Content-Length: 2\r\n\r\n")
+        # A body that begins later times out, so the limits have passed (that of a lingering close is shorter).
+        assert_refused(read_all(slower), 408, "REQUEST_TIMEOUT")
         session.rollback()
         connection.sendall(rest)
         answer = read_all(connection)
-    assert STATUS.findall(answer) == answers, answer
+    assert STATUS.findall(answer) == statuses, answer
 
 
-def test_a_connection_that_rests_is_closed(limited: ServiceProcess) -> None:
+def test_an_idle_connection_is_closed_after_the_keep_alive_time(limited: ServiceProcess) -> None:
+    """Counted from the latest request: a count from the first one would end within 1.1 s after the last."""
     with limited.connect() as connection:
-        for _ in range(3):
+        for pause in (0, 0.7, 0.7):
+            time.sleep(pause)  # idle, but for less than the limit
             connection.sendall(GET + b"\r\n")
             assert connection.recv(65_536).startswith(b"HTTP/1.1 200 ")
-            time.sleep(0.7)  # less than the limit, each time
         began = time.monotonic()
         assert read_all(connection) == b""
-        assert time.monotonic() - began < 1.5 + SLACK_SECONDS
+        assert 1.4 < time.monotonic() - began < BOUND_SECONDS
 
 
 @pytest.mark.parametrize("pieces", [1, 2, 7, 5000])
-def test_a_head_may_be_as_long_as_the_limit_and_no_longer(limited: ServiceProcess, pieces: int) -> None:
+def test_a_head_of_exactly_the_size_limit_is_accepted_and_no_longer_one(limited: ServiceProcess, pieces: int) -> None:
     for size, status in ((4096, 200), (4097, 431), (20_000, 431)):
         head = GET + b"X: " + b"a" * (size - len(GET) - 7) + b"\r\n\r\n"
         with limited.connect() as connection:
@@ -162,123 +138,160 @@ def test_a_head_may_be_as_long_as_the_limit_and_no_longer(limited: ServiceProces
 
 
 @pytest.mark.parametrize("line", [b"X: a\r\n", b"a:\r\n"])
-def test_many_headers_are_as_bad_as_long_ones(limited: ServiceProcess, line: bytes) -> None:
+def test_many_short_headers_count_towards_the_size_limit(limited: ServiceProcess, line: bytes) -> None:
     with limited.connect() as connection:
         connection.sendall(GET + line * 100_000)
         assert_refused(read_all(connection), 431, "HEADERS_TOO_LARGE")
 
 
-def test_a_long_path_is_a_long_head(limited: ServiceProcess) -> None:
+def test_a_long_path_counts_towards_the_size_limit(limited: ServiceProcess) -> None:
     with limited.connect() as connection:
         connection.sendall(b"GET /" + b"a" * 100_000)
         assert_refused(read_all(connection), 431, "HEADERS_TOO_LARGE")
 
 
-def test_a_later_request_of_a_connection_has_the_same_limit(limited: ServiceProcess) -> None:
+def test_the_size_limit_applies_to_later_requests_of_a_connection(limited: ServiceProcess) -> None:
+    with limited.connect() as connection:
+        for _ in range(3):
+            connection.sendall(GET + b"\r\n")
+            assert connection.recv(65_536).startswith(b"HTTP/1.1 200 ")
+        connection.sendall(GET + b"X: " + b"a" * 50_000)
+        assert_refused(read_all(connection), 431, "HEADERS_TOO_LARGE")
+
+
+def test_the_size_limit_applies_to_pipelined_requests(limited: ServiceProcess) -> None:
+    """The refusal has no response of its own if earlier requests are still unanswered: the connection just ends."""
+    before = refusals(limited, "HEADERS_TOO_LARGE")
     with limited.connect() as connection:
         connection.sendall((GET + b"\r\n") * 3 + GET + b"X: " + b"a" * 50_000)
         answer = read_all(connection)
-    assert answer.count(b"HTTP/1.1 200 ") == 3
-    assert answer.count(b"HTTP/1.1 431 ") <= 1
+    assert STATUS.findall(answer) in ([b"200"] * 3, [b"200"] * 3 + [b"431"])
+    assert refusals(limited, "HEADERS_TOO_LARGE") == before + 1
 
 
-def test_pipelined_requests_that_are_longer_together_are_answered(limited: ServiceProcess) -> None:
+def test_pipelined_requests_may_together_exceed_the_size_limit_of_a_head(limited: ServiceProcess) -> None:
     with limited.connect() as connection:
         connection.sendall((GET + b"\r\n") * 500 + GET + b"Connection: close\r\n\r\n")
         assert read_all(connection).count(b"HTTP/1.1 200 ") == 501
 
 
-@pytest.mark.parametrize("endless", [b"X: " + b"a" * 1000 + b"\r\n", b"X: a\r\n"])
-def test_trailers_without_end_are_not_kept(limited: ServiceProcess, endless: bytes) -> None:
-    before = psutil.Process(limited.process.pid).memory_info().rss
+@pytest.mark.parametrize(("line", "size"), [(b"X: " + b"a" * 1000 + b"\r\n", 30_000_000), (b"X: a\r\n", 20_000_000)])
+def test_trailers_are_not_kept_in_memory(service: ServiceProcess, line: bytes, size: int) -> None:
+    """They stay below the default size limit of a body; socket buffers hold a few megabytes of them."""
+    process = psutil.Process(service.process.pid)
+    before = process.memory_info().rss
+    block = line * (65_536 // len(line))
+    with service.connect() as connection:
+        connection.sendall(POST + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
+        for _ in range(size // len(block)):
+            connection.sendall(block)
+        assert process.memory_info().rss < before + 16_000_000
+        connection.sendall(b"\r\n")
+        assert_refused(read_all(connection), 400, "INVALID_JSON")
+
+
+@pytest.mark.parametrize("line", [b"X: " + b"a" * 1000 + b"\r\n", b"X: a\r\n"])
+def test_trailers_count_towards_the_size_limit_of_a_body(limited: ServiceProcess, line: bytes) -> None:
     with limited.connect() as connection:
         connection.sendall(POST + b"Transfer-Encoding: chunked\r\n\r\n0\r\n")
-        with suppress(ConnectionResetError, BrokenPipeError):
-            for _ in range(20_000_000 // len(endless)):
-                connection.sendall(endless)
-    assert psutil.Process(limited.process.pid).memory_info().rss < before + 16_000_000
+        connection.sendall(line * (1_000_000 // len(line)))
+        assert_refused(read_all(connection), 413, "PAYLOAD_TOO_LARGE")
 
 
-def test_one_connection_too_many_is_refused_and_one_that_ends_makes_room(limited: ServiceProcess) -> None:
-    with ExitStack() as stack:
-        held = []
-        for _ in range(39):  # and the one of `client`
-            connection = stack.enter_context(limited.connect())
+def test_a_connection_beyond_the_limit_is_refused_until_another_one_closes(database_url: str, tmp_path: Path) -> None:
+    """No connection times out meanwhile: a body may take 60 s by default."""
+    with running_service(tmp_path, DATABASE_URL=database_url, CONNECTIONS_MAX="40") as process, ExitStack() as stack:
+        held = [stack.enter_context(process.connect()) for _ in range(39)]  # `client` has one more
+        for connection in held:
             connection.sendall(POST + b"Content-Length: 500\r\n\r\n{")
-            held.append(connection)
-        assert_accepted(post(limited.client, "o", id="held"), "ok")
-        with limited.connect() as refused:
-            answer = read_all(refused)
-        assert_refused(answer, 503, "OVERLOADED")
-        assert b"retry-after: 1" in answer.lower()
+        assert_accepted(post(process.client, "o"))
+        with process.connect() as refused:
+            assert_refused(read_all(refused), 503, "OVERLOADED")
+        assert refusals(process, "OVERLOADED") == 1
         held[0].close()
 
-        def there_is_room() -> bool:
-            with limited.connect() as another:
+        def is_accepted() -> bool:
+            with process.connect() as another:
                 another.sendall(GET + b"\r\n")
                 return another.recv(65_536).startswith(b"HTTP/1.1 200 ")
 
-        wait_until(there_is_room)
+        wait_until(is_accepted)
 
 
-def test_bodies_under_way_are_limited_together(limited: ServiceProcess) -> None:
+def test_incomplete_bodies_share_a_memory_limit(limited: ServiceProcess) -> None:
     head = POST.replace(b"appointments", b"appointments/batch") + b"Content-Length: 90000\r\n\r\n"
     with ExitStack() as stack:
         held = [stack.enter_context(limited.connect()) for _ in range(3)]
         for connection in held:
             connection.sendall(head + b" " * 80_000)
         answers = [read_all(connection) for connection in held]
-    refused = [answer for answer in answers if answer.startswith(b"HTTP/1.1 503 ")]
-    assert len(refused) == 1
-    assert b"OVERLOADED" in refused[0]
-    assert b"retry-after: 1" in refused[0].lower()
+    [overloaded] = [answer for answer in answers if answer.startswith(b"HTTP/1.1 503 ")]
+    assert_problem_bytes(overloaded, 503, "OVERLOADED")
     for answer in answers:
-        if answer is not refused[0]:  # the others only came too slowly
+        if answer is not overloaded:  # the others time out
             assert_refused(answer, 408, "REQUEST_TIMEOUT")
     whole = limited.client.post("/api/appointments/batch", content=b"[" + b" " * 90_000 + b"]")
     assert (whole.status_code, whole.json()) == (200, {"results": []})
 
 
-def test_who_leaves_more_unread_than_all_may_is_cut_off(database_url: str, tmp_path: Path) -> None:
-    """Each is left with at least what makes the server wait before it writes on, which is 64 KiB."""
+def test_clients_that_together_leave_too_much_unread_are_cut_off(database_url: str, tmp_path: Path) -> None:
+    """Each connection buffers at least 64 KiB, the mark above which the server stops writing to it."""
     request = b"GET /api/docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n"
     with (
         running_service(tmp_path, DATABASE_URL=database_url, BUFFER_BYTES_MAX="400000") as process,
         ExitStack() as stack,
     ):
         for _ in range(8):
-            greedy = stack.enter_context(process.connect())
-            greedy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            greedy.sendall(request * 10)
-        refused = 'http_connections_refused_total{code="OVERLOADED"}'
-        wait_until(lambda: refused in process.client.get("/metrics").text)
+            slow_reader = stack.enter_context(process.connect())
+            slow_reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            slow_reader.sendall(request * 10)
+        wait_until(lambda: refusals(process, "OVERLOADED") > 0)
         assert_accepted(post(process.client, "o"))
 
 
-def test_who_does_not_read_the_answers_is_cut_off(limited: ServiceProcess) -> None:
-    with limited.connect() as connection:
+def test_a_client_that_does_not_read_its_answers_is_cut_off(database_url: str, tmp_path: Path) -> None:
+    """By the time limit alone: the default of BUFFER_BYTES_MAX is far from reached."""
+    with (
+        running_service(tmp_path, DATABASE_URL=database_url, STREAM_MS_MAX="1000") as process,
+        process.connect() as connection,
+    ):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        began = time.monotonic()
-        connection.settimeout(1)
-        with suppress(ConnectionResetError, BrokenPipeError):
-            while time.monotonic() - began < 30:
-                with suppress(TimeoutError):
-                    connection.sendall(b"GET /api/docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n")
-                time.sleep(0.2)
-        assert time.monotonic() - began < 2 + SLACK_SECONDS + 2
+        connection.setblocking(False)
+
+        def is_cut_off() -> bool:
+            try:
+                connection.send(b"GET /api/docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n")
+            except BlockingIOError:
+                return False
+            except (ConnectionResetError, BrokenPipeError):
+                return True
+            return False
+
+        wait_until(is_cut_off)  # within 30 s; the default limit is 60 s
+        assert refusals(process, "OVERLOADED") == 0
 
 
-def test_the_connections_that_may_be_open_are_limited_by_the_files_that_may_be(
-    database_url: str, tmp_path: Path
-) -> None:
+def test_the_connection_limit_is_lowered_to_the_limit_of_open_files(database_url: str, tmp_path: Path) -> None:
     with running_service(tmp_path, DATABASE_URL=database_url, CONNECTIONS_MAX="2000000000") as process:
         warned = process.wait_for_event("fewer connections than CONNECTIONS_MAX")
-        assert warned["connections_max"] < warned["open_files_max"]
+        # 200 files are kept for the database, logs and libraries.
+        assert warned["connections_max"] == warned["open_files_max"] - 200
         most, _ = psutil.Process(process.process.pid).rlimit(psutil.RLIMIT_NOFILE)
         assert most == warned["open_files_max"]
 
 
-def test_refusals_are_counted(limited: ServiceProcess) -> None:
-    figures = limited.client.get("/metrics").text
-    for code in ("REQUEST_TIMEOUT", "HEADERS_TOO_LARGE", "OVERLOADED"):
-        assert f'http_connections_refused_total{{code="{code}"}}' in figures
+@pytest.mark.parametrize(
+    ("start", "code"),
+    [(GET, "REQUEST_TIMEOUT"), (GET + b"X: " + b"a" * 5000, "HEADERS_TOO_LARGE"), (b"\0\r\n", "INVALID_HTTP")],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_refused_connections_are_counted(limited: ServiceProcess, start: bytes, code: str) -> None:
+    before = refusals(limited, code)
+    with limited.connect() as connection:
+        connection.sendall(start)
+        read_all(connection)
+    assert refusals(limited, code) == before + 1
+
+
+def refusals(process: ServiceProcess, code: str) -> float:
+    return metrics(process.client).get(f"{REFUSALS} {code}", 0)

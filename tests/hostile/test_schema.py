@@ -1,4 +1,4 @@
-"""schemathesis, with all of its checks, against what the OpenAPI document promises."""
+"""The service against its OpenAPI document, with all checks of schemathesis."""
 
 import os
 import subprocess
@@ -8,10 +8,10 @@ from pathlib import Path
 from tests.databases import assert_invariants, new_database
 from tests.processes import clean_environment, running_service
 
-EXAMPLES = os.environ.get("SCHEMA_EXAMPLES", "10")  # of each operation
+EXAMPLES = os.environ.get("SCHEMA_EXAMPLES", "10")  # for each operation
 
 
-def test_the_service_is_as_its_document_says(server_url: str, template: str, tmp_path: Path) -> None:
+def test_the_service_conforms_to_its_openapi_document(server_url: str, template: str, tmp_path: Path) -> None:
     with (
         new_database(server_url, template) as url,
         running_service(tmp_path, DATABASE_URL=url, LOG_LEVEL="debug") as service,

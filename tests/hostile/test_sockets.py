@@ -1,4 +1,4 @@
-"""Bytes that no well-behaved client sends. Whatever the answer is, it is one, and the service serves on."""
+"""Malformed and unusual HTTP: each request gets a proper answer, and the service keeps running."""
 
 import asyncio
 import re
@@ -10,7 +10,7 @@ import pytest
 import uvloop
 
 from service.web.joined_writes import JoinedWrites
-from tests.hostile.test_limits import STATUS, assert_refused, read_all, write_of
+from tests.hostile.raw_http import GET, POST, STATUS, assert_refused, read_all, write_of
 from tests.http.requests import listed
 from tests.processes import ServiceProcess, wait_until
 
@@ -19,15 +19,13 @@ CHUNKED = b"Transfer-Encoding: chunked\r\n"
 CLOSE = b"Connection: close\r\n"
 BODY = b'{"id":"a"}'
 LENGTH = b"Content-Length: %d\r\n" % len(BODY)
-POST = b"POST /api/appointments HTTP/1.1\r\n" + HOST
-GET = b"GET /livez HTTP/1.1\r\n" + HOST
 BYTE_BY_BYTE = b"".join(b"1\r\n%c\r\n" % byte for byte in BODY)
 
 REFUSED = {
-    "a chunk's size that is no number": POST + CHUNKED + b"\r\nxyz\r\n{}\r\n0\r\n\r\n",
-    "a chunk's size that is negative": POST + CHUNKED + b"\r\n-1\r\n{}\r\n0\r\n\r\n",
-    "a chunk's size beyond 64 bits": POST + CHUNKED + b"\r\nfffffffffffffffff\r\n{}\r\n0\r\n\r\n",
-    "a chunk that is longer than its size": POST + CHUNKED + b"\r\n1\r\n{}\r\n0\r\n\r\n",
+    "a chunk size that is not a number": POST + CHUNKED + b"\r\nxyz\r\n{}\r\n0\r\n\r\n",
+    "a negative chunk size": POST + CHUNKED + b"\r\n-1\r\n{}\r\n0\r\n\r\n",
+    "a chunk size beyond 64 bits": POST + CHUNKED + b"\r\nfffffffffffffffff\r\n{}\r\n0\r\n\r\n",
+    "a chunk longer than its size": POST + CHUNKED + b"\r\n1\r\n{}\r\n0\r\n\r\n",
     "two lengths": POST + LENGTH + b"Content-Length: 3\r\n\r\n" + BODY,
     "two equal lengths": POST + LENGTH + LENGTH + b"\r\n" + BODY,
     "a list of lengths": POST + b"Content-Length: 10, 10\r\n\r\n" + BODY,
@@ -35,18 +33,18 @@ REFUSED = {
     "a length with a sign": POST + b"Content-Length: +10\r\n\r\n" + BODY,
     "a length in hexadecimal": POST + b"Content-Length: 0xa\r\n\r\n" + BODY,
     "a length beyond 64 bits": POST + b"Content-Length: 99999999999999999999\r\n\r\n" + BODY,
-    "a length and chunks": POST + LENGTH + CHUNKED + b"\r\n0\r\n\r\n",
-    "chunks and a length": POST + CHUNKED + LENGTH + b"\r\n0\r\n\r\n",
-    "chunks that are not the last coding": POST + b"Transfer-Encoding: chunked, gzip\r\n\r\n0\r\n\r\n",
+    "a length before chunked coding": POST + LENGTH + CHUNKED + b"\r\n0\r\n\r\n",
+    "a length after chunked coding": POST + CHUNKED + LENGTH + b"\r\n0\r\n\r\n",
+    "chunked is not the last coding": POST + b"Transfer-Encoding: chunked, gzip\r\n\r\n0\r\n\r\n",
     "NUL in the path": b"GET /api/appointments\x00 HTTP/1.1\r\n" + HOST + b"\r\n",
-    "NUL in a header's name": GET + b"X\x00Y: 1\r\n\r\n",
-    "NUL in a header": GET + b"X: a\x00b\r\n\r\n",
-    "a letter beyond ASCII in the path": "GET /é HTTP/1.1\r\n".encode() + HOST + b"\r\n",
-    "a space in a header's name": GET + b"X Y: 1\r\n\r\n",
+    "NUL in a header name": GET + b"X\x00Y: 1\r\n\r\n",
+    "NUL in a header value": GET + b"X: a\x00b\r\n\r\n",
+    "a non-ASCII letter in the path": "GET /é HTTP/1.1\r\n".encode() + HOST + b"\r\n",
+    "a space in a header name": GET + b"X Y: 1\r\n\r\n",
     "a space before the colon": GET + b"X : 1\r\n\r\n",
     "a header without a colon": GET + b"nonsense\r\n\r\n",
     "a header without a name": GET + b": 1\r\n\r\n",
-    "a continued header": GET + b"X: 1\r\n  2\r\n\r\n",
+    "a folded header": GET + b"X: 1\r\n  2\r\n\r\n",
     "a carriage return in a header": GET + b"X: a\rb\r\n\r\n",
     "an unknown method": b"BREW /livez HTTP/1.1\r\n" + HOST + b"\r\n",
     "a method in lower case": b"get /livez HTTP/1.1\r\n" + HOST + b"\r\n",
@@ -55,61 +53,66 @@ REFUSED = {
     "TLS": bytes.fromhex("16030100a5010000a10303") + bytes(range(200)),
     "SSH": b"SSH-2.0-OpenSSH_9.6\r\n",
     "a header before the request line": b"Host: x\r\nGET / HTTP/1.1\r\n\r\n",
-    "nothing but NULs": b"\x00" * 1000,
+    "only NULs": b"\x00" * 1000,
     "no spaces": b"GET/livezHTTP/1.1\r\n\r\n",
-    "lines that end with LF alone": b"GET /livez HTTP/1.1\nHost: x\n\n",
+    "bare LF line endings": b"GET /livez HTTP/1.1\nHost: x\n\n",
     "no path": b"GET http://other.example HTTP/1.1\r\n" + HOST + b"\r\n",
     "CONNECT": b"CONNECT other.example:443 HTTP/1.1\r\n" + HOST + b"\r\n",
-    "a port that is none": b"GET http://x:99999999/livez HTTP/1.1\r\n" + HOST + b"\r\n",
-    "an authority without its end": b"GET http://[::1/livez HTTP/1.1\r\n" + HOST + b"\r\n",
+    "an impossible port": b"GET http://x:99999999/livez HTTP/1.1\r\n" + HOST + b"\r\n",
+    "an unterminated IPv6 authority": b"GET http://[::1/livez HTTP/1.1\r\n" + HOST + b"\r\n",
 }
 ANSWERED = {
     "an absolute URI": (b"GET http://other.example/livez HTTP/1.1\r\n" + HOST + b"\r\n", b"200"),
     "an asterisk": (b"OPTIONS * HTTP/1.1\r\n" + HOST + b"\r\n", b"404"),
     "HTTP/0.9": (b"GET /livez\r\n\r\n", b"200"),
     "a path of slashes": (b"GET //////// HTTP/1.1\r\n" + HOST + b"\r\n", b"404"),
-    "a path that climbs": (b"GET /api/../../etc/passwd HTTP/1.1\r\n" + HOST + b"\r\n", b"404"),
-    "a path that climbs in escapes": (b"GET /api/docs/%2e%2e%2f%2e%2e/Makefile HTTP/1.1\r\n" + HOST + b"\r\n", b"404"),
-    "escapes that are none": (b"GET /api/%zz%c3%28 HTTP/1.1\r\n" + HOST + b"\r\n", b"404"),
-    "NUL in an escape": (b"GET /api/appointments?org=%00 HTTP/1.1\r\n" + HOST + b"\r\n", b"400"),
-    "two hosts": (GET + HOST + b"\r\n", b"200"),
+    "path traversal": (b"GET /api/../../etc/passwd HTTP/1.1\r\n" + HOST + b"\r\n", b"404"),
+    "path traversal with escapes": (b"GET /api/docs/%2e%2e%2f%2e%2e/Makefile HTTP/1.1\r\n" + HOST + b"\r\n", b"404"),
+    "invalid escapes": (b"GET /api/%zz%c3%28 HTTP/1.1\r\n" + HOST + b"\r\n", b"404"),
+    "an escaped NUL": (b"GET /api/appointments?org=%00 HTTP/1.1\r\n" + HOST + b"\r\n", b"400"),
+    "two Host headers": (GET + HOST + b"\r\n", b"200"),
     "chunks of one byte": (POST + CHUNKED + b"\r\n" + BYTE_BY_BYTE + b"0\r\n\r\n", b"400"),
     "a chunk with an extension": (POST + CHUNKED + b'\r\n2;a="b"\r\n{}\r\n0\r\n\r\n', b"400"),
     "trailers": (POST + CHUNKED + b"\r\n2\r\n{}\r\n0\r\nContent-Length: 7\r\nX-Request-Id: late\r\n\r\n", b"400"),
-    "a body where none belongs": (GET + LENGTH + b"\r\n" + BODY, b"200"),
+    "a GET with a body": (GET + LENGTH + b"\r\n" + BODY, b"200"),
     "an Upgrade with a body": (POST + b"Connection: Upgrade\r\nUpgrade: h2c\r\n" + LENGTH + b"\r\n" + BODY, b"400"),
-    "an expectation that is unknown": (GET + b"Expect: miracles\r\n\r\n", b"200"),
+    "an unknown expectation": (GET + b"Expect: miracles\r\n\r\n", b"200"),
     "empty lines before the request": (b"\r\n\r\n" + GET + b"\r\n", b"200"),
-    "a coding that is unknown": (POST + b"Content-Encoding: gzip\r\n" + LENGTH + b"\r\n" + BODY, b"400"),
+    "an unsupported content coding": (POST + b"Content-Encoding: gzip\r\n" + LENGTH + b"\r\n" + BODY, b"400"),
 }  # fmt: skip
 
 
-def livez(service: ServiceProcess) -> None:
+def assert_alive(service: ServiceProcess) -> None:
     with service.connect() as connection:
         connection.sendall(GET + CLOSE + b"\r\n")
         assert read_all(connection).startswith(b"HTTP/1.1 200 ")
 
 
 @pytest.mark.parametrize("request_", REFUSED.values(), ids=REFUSED)
-def test_what_is_not_http_is_refused_and_the_connection_closed(service: ServiceProcess, request_: bytes) -> None:
+def test_malformed_http_is_a_400_and_closes_the_connection(service: ServiceProcess, request_: bytes) -> None:
     with service.connect() as connection:
         connection.sendall(request_)
         answer = read_all(connection)
     assert_refused(answer, 400, "INVALID_HTTP")
-    livez(service)
+    assert_alive(service)
 
 
 @pytest.mark.parametrize(("request_", "status"), ANSWERED.values(), ids=ANSWERED)
-def test_what_is_unusual_is_answered(service: ServiceProcess, request_: bytes, status: bytes) -> None:
+def test_unusual_requests_are_answered(service: ServiceProcess, request_: bytes, status: bytes) -> None:
     line, _, rest = request_.lstrip().partition(b"\r\n")
     with service.connect() as connection:
         connection.sendall(request_[: -len(line + rest) - 2] + line + b"\r\n" + CLOSE + rest)
         answer = read_all(connection)
     assert STATUS.findall(answer) == [status], answer
-    livez(service)
+    if status == b"200":
+        assert answer.endswith(b'\r\n\r\n{"status":"ok"}'), answer
+    else:
+        assert b"\r\ncontent-type: application/problem+json\r\n" in answer
+        assert b'"status":%s,' % status in answer
+    assert_alive(service)
 
 
-def test_garbage_after_a_request_does_not_keep_its_answer_back(service: ServiceProcess, organisation: str) -> None:
+def test_garbage_after_a_request_does_not_withhold_its_answer(service: ServiceProcess, organisation: str) -> None:
     with service.connect() as connection:
         connection.sendall(write_of(organisation) + b"\x00garbage\r\n\r\n")
         answer = read_all(connection)
@@ -118,7 +121,7 @@ def test_garbage_after_a_request_does_not_keep_its_answer_back(service: ServiceP
 
 
 @pytest.mark.parametrize("writes", [1, 2, 5])
-def test_what_goes_wrong_in_a_later_request_is_said_after_the_answers_before(
+def test_a_malformed_pipelined_request_is_refused_after_the_earlier_answers(
     service: ServiceProcess, organisation: str, writes: int
 ) -> None:
     with service.connect() as connection:
@@ -129,7 +132,7 @@ def test_what_goes_wrong_in_a_later_request_is_said_after_the_answers_before(
     assert len(listed(service.client, organisation)) == writes
 
 
-def test_a_request_that_is_answered_before_it_goes_wrong_gets_one_answer(service: ServiceProcess) -> None:
+def test_a_request_answered_before_its_body_turns_out_malformed_gets_one_answer(service: ServiceProcess) -> None:
     with service.connect() as connection:
         connection.sendall(POST + b"Content-Type: text/plain\r\n" + CHUNKED + b"\r\n")
         answer = connection.recv(65_536)
@@ -138,19 +141,19 @@ def test_a_request_that_is_answered_before_it_goes_wrong_gets_one_answer(service
     assert STATUS.findall(answer) == [b"415"], answer
 
 
-def test_a_client_that_sends_all_and_closes_its_side_gets_its_answer(
+def test_a_write_is_committed_although_the_client_half_closes_its_connection(
     service: ServiceProcess, organisation: str
 ) -> None:
     with service.connect() as connection:
         connection.sendall(write_of(organisation, CLOSE))
         connection.shutdown(socket.SHUT_WR)
         answer = read_all(connection)
-    assert STATUS.findall(answer) in ([b"200"], [])  # a half that is closed may stand for one that is gone
+    assert STATUS.findall(answer) in ([b"200"], [])  # the server may take a half-close for a disconnect
     wait_until(lambda: len(listed(service.client, organisation)) == 1)
 
 
 @pytest.mark.parametrize("end", range(0, 301, 20))
-def test_a_client_that_is_gone_in_the_middle_leaves_nothing_behind(
+def test_a_connection_reset_within_a_request_writes_nothing(
     service: ServiceProcess, organisation: str, end: int
 ) -> None:
     write = write_of(organisation)
@@ -158,12 +161,12 @@ def test_a_client_that_is_gone_in_the_middle_leaves_nothing_behind(
     with service.connect() as connection:
         connection.sendall(write[:end])
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
-    livez(service)
+    assert_alive(service)
     if end < len(write):
         assert listed(service.client, organisation) == []
 
 
-def test_writes_that_come_all_at_once_are_answered_in_order(service: ServiceProcess, organisation: str) -> None:
+def test_300_pipelined_writes_are_answered_in_order(service: ServiceProcess, organisation: str) -> None:
     with service.connect() as connection:
         connection.sendall(distinct_writes(organisation, 300) + GET + CLOSE + b"\r\n")
         answer = read_all(connection)
@@ -172,40 +175,48 @@ def test_writes_that_come_all_at_once_are_answered_in_order(service: ServiceProc
     assert len(listed(service.client, organisation)) == 300
 
 
-def distinct_writes(organisation: str, amount: int) -> bytes:
-    """Of appointments with an hour each, their numbers for a request id."""
+def distinct_writes(organisation: str, count: int) -> bytes:
+    """Pipelined writes of appointments in successive hours, with request ids r0, r1 and so on."""
     requests = []
-    for number in range(amount):
+    for number in range(count):
         hour = f"2020-10-{number // 24 + 1:02d} {number % 24:02d}"
         times = {"start": f"{hour}:00", "end": f"{hour}:30"}
         requests.append(write_of(organisation, b"X-Request-Id: r%d\r\n" % number, id=f"{number}", **times))
     return b"".join(requests)
 
 
-def test_the_end_of_what_is_gone_already_is_no_error() -> None:
-    """A client may reset the connection between the choice of its last answer and the answer."""
+def test_writing_to_an_aborted_transport_is_not_an_error() -> None:
+    """A client may reset its connection just before its last answer is written."""
+
+    class Closing(asyncio.Protocol):
+        lost = asyncio.Event()
+
+        def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's names
+            self.lost.set()
 
     async def scenario() -> None:
         ours, theirs = socket.socketpair()
-        transport, _ = await asyncio.get_running_loop().connect_accepted_socket(asyncio.Protocol, ours)
+        transport, protocol = await asyncio.get_running_loop().connect_accepted_socket(Closing, ours)
         joined = JoinedWrites(transport, lambda: False)
         transport.abort()
-        await asyncio.sleep(0.05)
+        await asyncio.wait_for(protocol.lost.wait(), 10)
         joined.write(b"late")
         joined.write_eof()
-        theirs.close()
+        with theirs:
+            assert theirs.recv(10) == b""
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(scenario())
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_bytes_at_random_are_survived(service: ServiceProcess, seed: int) -> None:
-    """Of requests with some bytes replaced, left out, or doubled."""
+def test_mutated_requests_never_cause_a_server_error(service: ServiceProcess, seed: int) -> None:
+    """Valid requests with some bytes replaced, removed or inserted."""
     random = Random(seed)
-    sound = [POST + LENGTH + b"\r\n" + BODY, GET + b"\r\n", POST + CHUNKED + b"\r\n2\r\n{}\r\n0\r\n\r\n"]
+    answered = 0
+    valid = [POST + LENGTH + b"\r\n" + BODY, GET + b"\r\n", POST + CHUNKED + b"\r\n2\r\n{}\r\n0\r\n\r\n"]
     for _ in range(20):
-        request = bytearray(random.choice(sound) * random.randint(1, 3))
+        request = bytearray(random.choice(valid) * random.randint(1, 3))
         for _ in range(random.randint(1, 6)):
             at = random.randrange(len(request))
             request[at : at + random.randint(0, 3)] = random.randbytes(random.randint(0, 3))
@@ -213,5 +224,7 @@ def test_bytes_at_random_are_survived(service: ServiceProcess, seed: int) -> Non
             connection.sendall(request)
             connection.shutdown(socket.SHUT_WR)
             statuses = {int(status) for status in STATUS.findall(read_all(connection))}
+        answered += bool(statuses)
         assert max(statuses, default=0) < 500, bytes(request)
-    livez(service)
+    assert answered > 10  # most of them, although some mutations leave a request incomplete
+    assert_alive(service)

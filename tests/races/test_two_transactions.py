@@ -1,4 +1,4 @@
-"""Two writers, the second held at every place where the first can still change its answer."""
+"""Two concurrent writers: the second waits while the outcome of the first is still open."""
 
 import asyncio
 import re
@@ -22,7 +22,7 @@ DAY = datetime(2020, 10, 10, tzinfo=UTC)
 
 
 def appointment(external_id: str, start: float, updated: float = 0) -> Appointment:
-    """An hour long."""
+    """One hour long; `start` and `updated` are hours after the beginning of DAY."""
     begin = DAY + timedelta(hours=start)
     updated_at = DAY + timedelta(hours=updated)
     return Appointment(
@@ -43,7 +43,7 @@ async def writer(database_url: str) -> AsyncIterator[Writer]:
 
 
 class Rival:
-    """A foreign writer with a transaction of its own. It takes the lock only if it is told to."""
+    """Another writer with a transaction of its own, which takes the organisation's lock only if `lock` is set."""
 
     def __init__(self, connection: asyncpg.Connection) -> None:
         self.connection = connection
@@ -73,7 +73,7 @@ async def rival(database_url: str) -> AsyncIterator[Rival]:
 
 @pytest.mark.parametrize("lock", [True, False])
 @pytest.mark.parametrize("end", ["commit", "rollback"])
-async def test_overlap_the_second_waits_for_the_first(
+async def test_an_overlapping_write_waits_for_the_first_to_commit_or_roll_back(
     writer: Writer, rival: Rival, database_url: str, lock: bool, end: str
 ) -> None:
     assert await rival.write("a", 10, lock=lock) == "ok"
@@ -93,10 +93,10 @@ async def test_overlap_the_second_waits_for_the_first(
 
 @pytest.mark.parametrize("lock", [True, False])
 @pytest.mark.parametrize(("updated", "outcome"), [(2, "ok"), (1, "stale"), (0, "stale")])
-async def test_same_key_the_latest_wins_and_an_equal_one_does_not(
+async def test_of_two_writes_of_one_appointment_the_later_wins_and_an_equal_one_is_stale(
     writer: Writer, rival: Rival, database_url: str, lock: bool, updated: float, outcome: str
 ) -> None:
-    await rival.write("a", 10, updated=1, lock=lock)
+    assert await rival.write("a", 10, updated=1, lock=lock) == "ok"
     second = asyncio.create_task(writer.write(appointment("a", 12, updated=updated)))
     await asyncio.to_thread(wait_until_blocked, database_url)
     await rival.transaction.commit()
@@ -107,11 +107,11 @@ async def test_same_key_the_latest_wins_and_an_equal_one_does_not(
 
 
 @pytest.mark.parametrize("lock", [True, False])
-async def test_a_stale_update_is_stale_even_into_an_interval_just_taken(
+async def test_a_stale_update_is_stale_even_if_its_time_range_was_just_taken(
     writer: Writer, rival: Rival, database_url: str, lock: bool
 ) -> None:
-    await writer.write(appointment("a", 10, updated=5))
-    await rival.write("b", 12, lock=lock)
+    assert (await writer.write(appointment("a", 10, updated=5))).outcome == "ok"
+    assert await rival.write("b", 12, lock=lock) == "ok"
     second = asyncio.create_task(writer.write(appointment("a", 12, updated=5)))
     if lock:
         await asyncio.to_thread(wait_until_blocked, database_url)
@@ -119,23 +119,23 @@ async def test_a_stale_update_is_stale_even_into_an_interval_just_taken(
     assert (await second).outcome == "stale"
 
 
-async def test_an_interval_just_freed_may_be_taken(writer: Writer, rival: Rival, database_url: str) -> None:
-    await writer.write(appointment("a", 10))
-    await rival.write("a", 20, updated=1, lock=True)
+async def test_a_time_range_just_freed_can_be_taken(writer: Writer, rival: Rival, database_url: str) -> None:
+    assert (await writer.write(appointment("a", 10))).outcome == "ok"
+    assert await rival.write("a", 20, updated=1, lock=True) == "ok"
     second = asyncio.create_task(writer.write(appointment("b", 10)))
     await asyncio.to_thread(wait_until_blocked, database_url)
     await rival.transaction.commit()
     assert (await second).outcome == "ok"
 
 
-async def test_another_organisation_waits_for_nobody(writer: Writer, rival: Rival) -> None:
-    await rival.write("a", 10, lock=True)
+async def test_a_write_to_another_organisation_does_not_wait(writer: Writer, rival: Rival) -> None:
+    assert await rival.write("a", 10, lock=True) == "ok"
     other = msgspec.structs.replace(appointment("a", 10), org_id="other")
     assert (await asyncio.wait_for(writer.write(other), 10)).outcome == "ok"
 
 
-async def test_a_lock_that_does_not_come_free_ends_in_a_503(database_url: str, rival: Rival) -> None:
-    await rival.write("a", 10, lock=True)
+async def test_a_write_is_a_503_if_the_lock_is_not_released_in_time(database_url: str, rival: Rival) -> None:
+    assert await rival.write("a", 10, lock=True) == "ok"
     settings = Settings(database_url=database_url, statement_ms_max=200)
     async with open_writer(settings) as writer:
         with pytest.raises(ProblemError, match="DATABASE_UNAVAILABLE"):
