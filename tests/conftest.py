@@ -17,7 +17,7 @@ from tests.processes import ServiceProcess, running_service
 
 @pytest.fixture(scope="session")
 def server_url() -> Iterator[str]:
-    """A PostgreSQL server: TEST_DATABASE_URL's, or an embedded one of the tests' own."""
+    """The PostgreSQL server of TEST_DATABASE_URL, or an embedded one for this test session."""
     if url := os.environ.get("TEST_DATABASE_URL"):
         yield url
         return
@@ -50,7 +50,7 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 
 @pytest.fixture(scope="session")
 def service(server_url: str, template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
-    """One service for all tests of a worker that are content with an organisation of their own."""
+    """A service shared by all tests of a pytest worker that need no more isolation than their own organisation."""
     directory = tmp_path_factory.mktemp("service")
     with (
         new_database(server_url, template) as url,

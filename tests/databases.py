@@ -1,4 +1,4 @@
-"""Databases for tests: clones of a migrated template, on the server that the tests were given."""
+"""Databases for tests: clones of a migrated template on the test server."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ def with_name(server_url: str, name: str) -> str:
 
 @contextmanager
 def new_database(server_url: str, template: str = "template0") -> Iterator[str]:
-    """The URL of a new database; it is dropped at the end, whoever is still connected."""
+    """The URL of a new database. It is dropped at the end, even if sessions are still connected."""
     name = f"appointments_test_{uuid4().hex}"
     with psycopg.connect(server_url, autocommit=True) as session:
         session.execute(f"create database {name} template {template} encoding 'UTF8'")
@@ -45,26 +45,26 @@ LOCK_ORGANISATION = "select pg_advisory_xact_lock(hashtextextended(%s, 0))"
 
 
 def wait_until_blocked(url: str) -> None:
-    """Until some session of the database waits for a lock of another."""
+    """Until a session of the database waits for a lock that another session holds."""
     statement = """select count(*) from pg_stat_activity
         where datname = current_database() and wait_event_type = 'Lock'"""
     wait_until(lambda: query(url, statement) != [(0,)])
 
 
 VIOLATIONS = {
-    "active appointments that overlap": """
+    "overlapping active appointments": """
         select org_id, external_id from (
             select org_id, external_id,
                 lower(during) < lag(upper(during)) over (partition by org_id order by lower(during)) as reaches_back
             from appointments where not cancelled) a
         where reaches_back""",
-    "versions with a gap, a twin, or out of the order of the sequence": """
+    "missing or duplicate versions, or versions out of commit order": """
         select org_id, appointment_id from (
             select org_id, appointment_id, version,
                 row_number() over (partition by appointment_id order by sequence_number) as place
             from appointment_versions) v
         where version <> place""",
-    "appointments that differ from their last version": """
+    "appointments that differ from their latest version": """
         select a.org_id, a.external_id from appointments a left join (
             select distinct on (appointment_id) * from appointment_versions
             order by appointment_id, version desc) v
@@ -73,7 +73,7 @@ VIOLATIONS = {
             and v.payload_created_at = a.payload_created_at and v.cancelled = a.cancelled
             and v.org_id = a.org_id and v.external_id = a.external_id
         where v.appointment_id is null""",
-    "versions whose updatedAt or receivedAt does not increase": """
+    "versions whose updatedAt or receivedAt is not later than that of the previous version": """
         select org_id, appointment_id from (
             select org_id, appointment_id,
                 payload_updated_at > lag(payload_updated_at) over w as later,
@@ -84,5 +84,5 @@ VIOLATIONS = {
 
 
 def assert_invariants(url: str) -> None:
-    for what, statement in VIOLATIONS.items():
-        assert query(url, statement) == [], what
+    for violation, statement in VIOLATIONS.items():
+        assert query(url, statement) == [], violation

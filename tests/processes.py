@@ -1,4 +1,4 @@
-"""The service as a user runs it: a process of its own."""
+"""Runs the service in a separate process, as a user does."""
 
 import json
 import os
@@ -23,8 +23,8 @@ START_SECONDS_MAX = 60
 
 
 class ServiceProcess:
-    """`python -m service serve` on a free port; `client` talks to it. With TEST_ROLE in the environment it serves
-    as a role that can do little."""
+    """`python -m service serve` on a free port, with an HTTP client for it. If TEST_ROLE is set in the environment, the
+    service uses a least-privilege role."""
 
     def __init__(self, directory: Path, **settings: str) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ class ServiceProcess:
             raise
 
     def connect(self) -> socket.socket:
-        """A connection on which anything can be sent."""
+        """A TCP connection, for requests that an HTTP client would not send."""
         address = urlsplit(self.url)
         return socket.create_connection((address.hostname or "", address.port or 0), timeout=30)
 
@@ -60,7 +60,7 @@ class ServiceProcess:
         return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
 
     def wait_for_event(self, name: str, **members: object) -> dict[str, Any]:
-        """The first log line of that event with those members."""
+        """Waits for a log line of this event with these members and returns the first one."""
         deadline = time.monotonic() + START_SECONDS_MAX
         while time.monotonic() < deadline:
             for event in self.events():
@@ -72,7 +72,7 @@ class ServiceProcess:
         raise AssertionError(f"no log line {name} {members} in:\n{self.log_file.read_text()}")
 
     def kill(self) -> None:
-        """As kill -9 does: the service has no chance to stop anything."""
+        """Like kill -9: the service cannot clean up."""
         self.client.close()
         self.process.kill()
         self.process.wait()
@@ -103,12 +103,12 @@ def free_port() -> int:
 def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, f"the condition is still false after {seconds} seconds"
         time.sleep(0.01)
 
 
 def clean_environment(**settings: str) -> dict[str, str]:
-    """Of our own environment only what a process needs, so that no setting leaks into a test."""
+    """Only the variables that a process needs, so that no setting of the caller leaks into a test."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     coverage = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE")}
     return kept | coverage | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | settings

@@ -9,7 +9,7 @@ from tests.faults.server import Server, running_server
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    """A server for one test, with a migrated database."""
+    """A PostgreSQL server for one test, with a migrated database."""
     with running_server(tmp_path / "server") as started:
         schema.migrate(started.url)
         yield started

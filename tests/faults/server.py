@@ -1,4 +1,4 @@
-"""A PostgreSQL server that may be killed, stopped, halted, and started again in its place."""
+"""A PostgreSQL server that a test can kill, stop, halt and start again on the same data."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ OPTIONS = ["-c", "listen_addresses=", "-c", "timezone=UTC", "-c", "restart_after
 
 
 class Server:
-    """Listens in `sockets`, under one name all along."""
+    """Listens on a socket in the folder `sockets`; the URL stays the same across restarts."""
 
     def __init__(self, directory: Path, *options: str) -> None:
         self.directory = directory
@@ -34,9 +34,9 @@ class Server:
         command = [str(BINARIES / "postgres"), "-D", str(self.data), "-k", str(self.sockets), *OPTIONS, *self._options]
         with (self.directory / "postgres.log").open("ab") as log:
             self.process = psutil.Popen(command, stdout=log, stderr=log, **switch_to(unprivileged_account()))
-        wait_until(self.answers)
+        wait_until(self.is_ready)
 
-    def answers(self) -> bool:
+    def is_ready(self) -> bool:
         command = [str(BINARIES / "pg_isready"), "--quiet", "--host", str(self.sockets)]
         return subprocess.run(command, check=False).returncode == 0
 
@@ -46,16 +46,16 @@ class Server:
 
     def signal_all(self, number: signal.Signals) -> None:
         for process in self.processes():
-            with suppress(psutil.NoSuchProcess):  # one that has just come to its own end
+            with suppress(psutil.NoSuchProcess):  # it has just ended
                 process.send_signal(number)
 
     def kill(self) -> None:
-        """As a power failure does, but for what the system has not yet written."""
+        """Like a power failure, except that data already handed to the operating system are kept."""
         self.signal_all(signal.SIGKILL)
         self.wait()
 
     def stop(self) -> None:
-        """As `pg_ctl stop -m fast`."""
+        """Like `pg_ctl stop -m fast`."""
         assert self.process is not None
         self.process.send_signal(signal.SIGINT)
         self.wait()
@@ -64,47 +64,52 @@ class Server:
         assert self.process is not None
         self.process.wait(timeout=60)
 
-    def alive(self) -> bool:
+    def is_running(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
-    def backends(self, what: str = "application_name = 'appointments'") -> list[int]:
-        return [int(str(pid)) for [pid] in query(self.url, f"select pid from pg_stat_activity where {what}")]
+    def service_backends(self) -> list[int]:
+        """Process ids of the service's sessions."""
+        statement = "select pid from pg_stat_activity where application_name = 'appointments'"
+        return [int(str(pid)) for [pid] in query(self.url, statement)]
+
+    def log(self) -> str:
+        return (self.directory / "postgres.log").read_text()
 
 
 @contextmanager
 def running_server(directory: Path, *options: str, data_directory: Path | None = None) -> Iterator[Server]:
-    """With empty data; `options` as on the command line of PostgreSQL."""
-    place = prepared(data_directory or directory)
+    """A server with an empty database; `options` are passed on PostgreSQL's command line."""
+    place = prepare_directory(data_directory or directory)
     initialise(place, unprivileged_account())
-    with served_by(Server(place, *options)) as server:
+    with cleaned_up(Server(place, *options)) as server:
         server.start()
         yield server
 
 
 @contextmanager
-def served_by(server: Server) -> Iterator[Server]:
-    """Nothing is left of it in the end, whether it was started or not."""
+def cleaned_up(server: Server) -> Iterator[Server]:
+    """Stops the server at the end, if it is running, and removes its sockets."""
     try:
         yield server
     finally:
-        if server.alive():
+        if server.is_running():
             server.signal_all(signal.SIGCONT)
             server.stop()
         shutil.rmtree(server.sockets)
 
 
-def prepared(directory: Path) -> Path:
-    """A folder that the account of the server reaches, as it does its programs."""
+def prepare_directory(directory: Path) -> Path:
+    """Creates a folder for the account that runs the server, and makes the programs accessible to it."""
     directory.mkdir(exist_ok=True)
-    mark = directory / "reachable"
-    mark.touch()
-    make_reachable(unprivileged_account(), [PACKAGE, LIBRARIES, mark])
+    file = directory / "reachable"
+    file.touch()
+    make_reachable(unprivileged_account(), [PACKAGE, LIBRARIES, file])
     return own(directory, unprivileged_account())
 
 
 @contextmanager
 def small_disk(directory: Path, megabytes: int) -> Iterator[Path]:
-    """A file system of its own; needs root."""
+    """Mounts a separate file system, which requires root."""
     directory.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(directory)], check=True)
     try:
@@ -113,8 +118,8 @@ def small_disk(directory: Path, megabytes: int) -> Iterator[Path]:
         subprocess.run(["umount", str(directory)], check=True)
 
 
-def fill(directory: Path) -> Path:
-    """A file that takes all the room that is left, but for less than a page."""
+def fill_disk(directory: Path) -> Path:
+    """Creates a file that leaves less than a page of free space, and returns its path."""
     ballast = directory / "ballast"
     with ballast.open("wb") as file:
         for size in (1_048_576, 4096):

@@ -1,10 +1,9 @@
-"""Whether some order of the calls of many clients explains all their answers (linearizability).
+"""A linearizability checker: is there a sequential order of the clients' calls that explains every answer?
 
-A call takes effect at one instant between its begin and its end; one without an answer may have taken
-effect at any time since it began, or never. The search is that of Wing and Gong ("Testing and verifying
-concurrent objects", 1993) with Lowe's memory of what was tried ("Testing for linearizability", 2017), for
-one organisation at a time, since organisations do not touch each other. What an order must agree with is
-the model of tests/model.
+A call takes effect at one instant between its begin and its end. A call without an answer may have taken effect at any
+time since it began, or never. The search is Wing and Gong's ("Testing and verifying concurrent objects", 1993) with
+Lowe's memory of visited configurations ("Testing for linearizability", 2017). Each organisation is checked separately,
+since organisations do not affect each other. The sequential specification is the model of tests/model.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,12 +14,12 @@ from service.contract.body import Appointment
 from tests.model.model import Accepted, accepted, decide
 
 Reading = Literal["list", "changes"]
-# A verdict; the active appointments in the order of the list; all changes in theirs.
+# A verdict, the active appointments in list order, or all changes in commit order.
 Answer = str | tuple[Accepted, ...]
 
 
 class Call(NamedTuple):
-    """`began` and `ended` are seconds of one clock; a call without an answer never ended."""
+    """`began` and `ended` are seconds on the same clock; `ended` is infinite for a call without an answer."""
 
     request: Appointment | Reading
     answer: Answer | None
@@ -29,7 +28,7 @@ class Call(NamedTuple):
 
 
 class State(NamedTuple):
-    """What an organisation has accepted, in order, and what it holds thereby."""
+    """The accepted changes of an organisation, in order, and the current version of each of its appointments."""
 
     changes: tuple[Accepted, ...] = ()
     held: Mapping[str, Accepted] = {}
@@ -47,22 +46,22 @@ class State(NamedTuple):
         return verdict, State((*self.changes, new), {**self.held, request.id: new})
 
 
-def unexplained(calls: Iterable[Call]) -> list[Call]:
-    """Where the order that comes furthest fails: calls of which one had to be next, and none can. Empty if
-    an order explains all of them."""
+def find_violation(calls: Iterable[Call]) -> list[Call]:
+    """Empty if the calls are linearizable. Otherwise the calls at which the longest order that was found got stuck: one
+    of them had to be next, and none could be."""
     return Search(calls).run()
 
 
 class Search:
-    """`done` is a set of calls, a bit each: those with an answer come first, then writes without."""
+    """`done` is a set of calls as a bit mask. Calls with an answer come first, then writes without one."""
 
     def __init__(self, calls: Iterable[Call]) -> None:
         ordered = sorted(calls, key=lambda call: call.began)
         self._answered = [call for call in ordered if call.answer is not None]
-        doubtful = [call for call in ordered if call.answer is None and isinstance(call.request, Appointment)]
-        self._calls = self._answered + doubtful
+        unanswered = [call for call in ordered if call.answer is None and isinstance(call.request, Appointment)]
+        self._calls = self._answered + unanswered
         self._all_answered = (1 << len(self._answered)) - 1
-        self._doubtful = range(len(self._answered), len(self._calls))
+        self._unanswered = range(len(self._answered), len(self._calls))
         self._feeds = [place for place, call in enumerate(self._answered) if call.request == "changes"]
 
     def run(self) -> list[Call]:
@@ -85,7 +84,7 @@ class Search:
         return stuck
 
     def _next(self, done: int) -> list[int]:
-        """The calls with an answer that may come next: none that is not done ended before they began."""
+        """The answered calls that may come next: they began before any other remaining call had ended."""
         places, horizon = [], inf
         place = (~done & (done + 1)).bit_length() - 1
         while place < len(self._answered) and self._answered[place].began <= horizon:
@@ -96,7 +95,7 @@ class Search:
         return places
 
     def _settle(self, done: int, state: State) -> int:
-        """Does what changes nothing and has the right answer: if it can come later, it can come now."""
+        """Adds calls that change nothing and have the right answer: a call that could come later can come now."""
         before = -1
         while done != before:
             before = done
@@ -107,23 +106,25 @@ class Search:
         return done
 
     def _accept(self, done: int, state: State) -> list[tuple[int, State]]:
-        """Every way to go on with a write that is accepted."""
-        ways = []
+        """Every continuation by an accepted write."""
+        continuations = []
         horizon = min((self._calls[place].ended for place in self._next(done)), default=inf)
-        doubtful = [place for place in self._doubtful if not done >> place & 1 and self._calls[place].began <= horizon]
-        wanted = self._wanted(done, len(state.changes))
-        for place in doubtful + self._next(done):
+        unanswered = [
+            place for place in self._unanswered if not done >> place & 1 and self._calls[place].began <= horizon
+        ]
+        candidates = self._candidates(done, len(state.changes))
+        for place in unanswered + self._next(done):
             call = self._calls[place]
-            if wanted is None or call.request in wanted:
+            if candidates is None or call.request in candidates:
                 answer, after = state.apply(call.request)
                 if after is not state and call.answer in (None, answer):
-                    ways.append((done | 1 << place, after))
-        return ways
+                    continuations.append((done | 1 << place, after))
+        return continuations
 
-    def _wanted(self, done: int, accepted_so_far: int) -> list[Appointment] | None:
-        """What readers of changes will have seen as the next one; None if any will do."""
-        rest = [self._answered[place].answer for place in self._feeds if not done >> place & 1]
-        feeds = [feed for feed in rest if isinstance(feed, tuple)]
+    def _candidates(self, done: int, accepted_so_far: int) -> list[Appointment] | None:
+        """The next change according to the remaining reads of the changes; None if there are no such reads."""
+        answers = [self._answered[place].answer for place in self._feeds if not done >> place & 1]
+        feeds = [feed for feed in answers if isinstance(feed, tuple)]
         if not feeds:
             return None
         seen = {feed[accepted_so_far].appointment for feed in feeds if accepted_so_far < len(feed)}

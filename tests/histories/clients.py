@@ -1,4 +1,4 @@
-"""Many clients at once, who write down every call, its answer and its times."""
+"""Concurrent clients that record each call with its answer and times."""
 
 import asyncio
 import threading
@@ -13,60 +13,82 @@ from typing import Any, NamedTuple
 import httpx
 
 from service.contract.body import Appointment
-from tests.histories.checker import Call, Reading, unexplained
+from tests.histories.checker import Call, Reading, find_violation
 from tests.model.model import Accepted
+from tests.processes import wait_until
 
 CLIENTS = 12
 ORGANISATIONS = ("one", "two", "three")
 NAMES = ("a", "b", "c", "d", "e", "f")
 DAY = datetime(2020, 10, 10, tzinfo=UTC)
-LATE_MS_MAX = 40
+DELAY_MS_MAX = 40  # of an update on its way to the service
 ANSWER_SECONDS_MAX = 20
-PAUSE_SECONDS = 0.02  # of a client that got no answer
+PAUSE_SECONDS = 0.02  # after a call without an answer
 URL = "/api/appointments"
 
 
 class Refusal(NamedTuple):
-    """An answer that leaves open what became of the request."""
+    """A 503. The outcome of the request is unknown."""
 
-    at: float
+    began: float
     seconds: float
-    status: int
     retry_after: str | None
 
 
 class Record:
-    """What the clients have seen; `surprises` are answers that no sound request should get."""
+    """The calls of all clients. `unexpected` are answers other than 200, 409 and 503."""
 
     def __init__(self) -> None:
         self.calls: dict[str, list[Call]] = {organisation: [] for organisation in ORGANISATIONS}
         self.refusals: list[Refusal] = []
-        self.surprises: list[str] = []
+        self.unexpected: list[str] = []
 
     def count(self) -> int:
         return sum(map(len, self.calls.values()))
 
-    def answered_after(self, moment: float) -> float | None:
-        """When the first write that began after the moment got its verdict."""
+    def answered(self) -> list[Call]:
+        return [call for calls in self.calls.values() for call in calls if call.answer is not None]
+
+    def answered_calls_begun_after(self, moment: float) -> list[Call]:
+        return [call for call in self.answered() if call.began > moment]
+
+    def refusals_of_calls_begun_after(self, moment: float) -> list[Refusal]:
+        return [refusal for refusal in self.refusals if refusal.began > moment]
+
+    def first_verdict_after(self, moment: float, organisation: str | None = None) -> float | None:
+        """When the first write that began after the moment got its verdict, in one organisation or in any."""
         ended = [
             call.ended
-            for calls in self.calls.values()
-            for call in calls
-            if call.answer is not None and call.began > moment and isinstance(call.request, Appointment)
+            for call in self.answered_calls_begun_after(moment)
+            if isinstance(call.request, Appointment) and organisation in (None, call.request.org_id)
         ]
         return min(ended, default=None)
 
-    def unexplained(self) -> list[Call]:
-        """Of each organisation, where no order explains what its clients have seen."""
-        return [call for calls in self.calls.values() for call in unexplained(calls)]
+    def seconds_max(self) -> float:
+        """Duration of the slowest answered call."""
+        return max(call.ended - call.began for call in self.answered())
 
-    def check(self) -> None:
-        assert self.surprises == []
-        assert self.unexplained() == []
+    def wait_for_calls(self, more: int) -> None:
+        """Until this many more calls are recorded, with or without an answer."""
+        count = self.count() + more
+        wait_until(lambda: self.count() >= count)
+
+    def wait_for_answers(self, more: int) -> None:
+        """Until this many more calls are answered."""
+        count = len(self.answered()) + more
+        wait_until(lambda: len(self.answered()) >= count)
+
+    def violations(self) -> list[Call]:
+        """For each organisation whose calls are not linearizable, the calls at which the search got stuck."""
+        return [call for calls in self.calls.values() for call in find_violation(calls)]
+
+    def assert_linearizable(self) -> None:
+        assert self.unexpected == []
+        assert self.violations() == []
 
 
 class Upstream:
-    """Sends what upstream systems send: late, twice, out of order, and for few places."""
+    """Generates appointments as upstream systems send them: late, twice, out of order, and competing for few slots."""
 
     def __init__(self, random: Random) -> None:
         self._random = random
@@ -79,48 +101,48 @@ class Upstream:
             return random.choice(self._sent)
         self._count += 1
         start = DAY + timedelta(hours=random.randrange(12))
-        made = Appointment(
+        appointment = Appointment(
             id=random.choice(NAMES),
             org_id=random.choice(ORGANISATIONS),
             start=start,
             end=start + timedelta(hours=random.randint(1, 2)),
             created_at=DAY,
-            # No two are equal but those that are sent twice.
+            # Unique, apart from appointments that are sent twice.
             updated_at=DAY
-            + timedelta(milliseconds=self._count - random.randrange(LATE_MS_MAX) + LATE_MS_MAX)
+            + timedelta(milliseconds=self._count - random.randrange(DELAY_MS_MAX) + DELAY_MS_MAX)
             + timedelta(microseconds=random.randrange(1000)),
             cancelled=random.random() < 0.12,
         )
-        self._sent.append(made)
-        return made
+        self._sent.append(appointment)
+        return appointment
 
 
 @contextmanager
 def clients(urls: Sequence[str], seed: int = 0) -> Iterator[Record]:
-    """Sends requests to these services, one after another from each client, until the block ends."""
-    record, ended = Record(), threading.Event()
+    """Each client sends one request after another to one of the services, until the block ends."""
+    record, stop = Record(), threading.Event()
     upstream = Upstream(Random(seed))
 
-    async def all_of_them() -> None:
+    async def run_all() -> None:
         await asyncio.gather(
             *(
-                client(urls[number % len(urls)], Random(seed * CLIENTS + number), upstream, record, ended)
+                client(urls[number % len(urls)], Random(seed * CLIENTS + number), upstream, record, stop)
                 for number in range(CLIENTS)
             )
         )
 
-    thread = threading.Thread(target=asyncio.run, args=(all_of_them(),))
+    thread = threading.Thread(target=asyncio.run, args=(run_all(),))
     thread.start()
     try:
         yield record
     finally:
-        ended.set()
+        stop.set()
         thread.join()
 
 
-async def client(url: str, random: Random, upstream: Upstream, record: Record, ended: threading.Event) -> None:
+async def client(url: str, random: Random, upstream: Upstream, record: Record, stop: threading.Event) -> None:
     async with httpx.AsyncClient(base_url=url, timeout=ANSWER_SECONDS_MAX) as session:
-        while not ended.is_set():
+        while not stop.is_set():
             if random.random() < 0.2:
                 answered = await call(session, random.choice(ORGANISATIONS), "list", record)
             else:
@@ -131,7 +153,7 @@ async def client(url: str, random: Random, upstream: Upstream, record: Record, e
 
 
 async def call(session: httpx.AsyncClient, organisation: str, request: Appointment | Reading, record: Record) -> bool:
-    """Whether there was an answer."""
+    """Sends and records one request. Returns whether its outcome is known."""
     began = time.monotonic()
     try:
         if isinstance(request, Appointment):
@@ -143,21 +165,21 @@ async def call(session: httpx.AsyncClient, organisation: str, request: Appointme
         return False
     ended = time.monotonic()
     if response.status_code == 503:
-        record.refusals.append(Refusal(ended, ended - began, 503, response.headers.get("retry-after")))
+        record.refusals.append(Refusal(began, ended - began, response.headers.get("retry-after")))
         record.calls[organisation].append(Call(request, None, began))
         return False
     if response.status_code not in (200, 409):
-        record.surprises.append(f"{response.status_code} {response.text}")
+        record.unexpected.append(f"{response.status_code} {response.text}")
         return False
     record.calls[organisation].append(Call(request, answer_of(response), began, ended))
     return True
 
 
 def answer_of(response: httpx.Response) -> str | tuple[Accepted, ...]:
-    found = response.json()
-    if isinstance(found, list):
-        return tuple(map(accepted, found))
-    return "conflict" if response.status_code == 409 else str(found["status"])
+    answer = response.json()
+    if isinstance(answer, list):
+        return tuple(map(accepted, answer))
+    return "conflict" if response.status_code == 409 else str(answer["status"])
 
 
 def accepted(row: Mapping[str, Any]) -> Accepted:
@@ -179,17 +201,17 @@ def accepted(row: Mapping[str, Any]) -> Accepted:
 def body(appointment: Appointment) -> dict[str, Any]:
     instants = {"start": appointment.start, "end": appointment.end}
     instants |= {"createdAt": appointment.created_at, "updatedAt": appointment.updated_at}
-    more = {"cancelled": True} if appointment.cancelled else {}
+    cancelled = {"cancelled": True} if appointment.cancelled else {}
     return {
         "id": appointment.id,
         "orgId": appointment.org_id,
         **{name: instant.isoformat() for name, instant in instants.items()},
-        **more,
+        **cancelled,
     }
 
 
-def read_at_the_end(record: Record, url: str) -> None:
-    """Adds to each organisation's calls what it is in the end: its list, and all of its changes."""
+def record_final_state(record: Record, url: str) -> None:
+    """Reads the list and all changes of each organisation, as its last two calls."""
     with httpx.Client(base_url=url, timeout=ANSWER_SECONDS_MAX) as session:
         for organisation, calls in record.calls.items():
             began = time.monotonic()

@@ -1,5 +1,5 @@
-"""What many clients of several processes see is what some order of their calls explains, and the checker
-says no as soon as a rule is taken out of the service. HISTORY_CALLS sets how many they make."""
+"""The calls of many clients to several processes are linearizable, and the checker finds a violation as soon as a rule
+is removed from the service. HISTORY_CALLS sets the number of calls."""
 
 import os
 import shutil
@@ -9,13 +9,12 @@ from pathlib import Path
 
 from service import ROOT
 from tests.databases import assert_invariants, query
-from tests.histories.clients import Record, clients, read_at_the_end
+from tests.histories.clients import Record, clients, record_final_state
 from tests.processes import running_service, wait_until
 
 CALLS = int(os.environ.get("HISTORY_CALLS", "1200"))
 
-
-# So that transactions really meet: each is visible to the others only some time after its statement.
+# Makes transactions overlap: each becomes visible to the others only some time after its statement.
 SLOW_COMMIT = """
     create function wait() returns trigger language plpgsql as 'begin perform pg_sleep(0.01); return null; end';
     create constraint trigger slow_commit after insert on appointment_versions deferrable initially deferred
@@ -24,26 +23,26 @@ SLOW_COMMIT = """
 
 @contextmanager
 def recorded(database_url: str, directory: Path, calls: int = CALLS, **settings: str) -> Iterator[Record]:
-    """By clients of two services, each of two processes."""
-    more = settings | {"DATABASE_URL": database_url, "WORKERS": "2"}
-    with running_service(directory / "1", **more) as one, running_service(directory / "2", **more) as other:
+    """The record of clients that call two services of two processes each."""
+    settings |= {"DATABASE_URL": database_url, "WORKERS": "2"}
+    with running_service(directory / "1", **settings) as one, running_service(directory / "2", **settings) as other:
         with clients([one.url, other.url]) as record:
             wait_until(lambda: record.count() >= calls, seconds=calls / 4)
-        read_at_the_end(record, one.url)
+        record_final_state(record, one.url)
         yield record
 
 
-def test_an_order_explains_what_clients_of_four_processes_see(database_url: str, tmp_path: Path) -> None:
+def test_calls_to_four_processes_are_linearizable(database_url: str, tmp_path: Path) -> None:
     with recorded(database_url, tmp_path) as record:
-        record.check()
+        record.assert_linearizable()
         assert record.refusals == []
-        answers = [call.answer for calls in record.calls.values() for call in calls]
+        answers = [call.answer for call in record.answered()]
         assert min(answers.count(verdict) for verdict in ("ok", "conflict", "ignored-stale")) > CALLS / 30
     assert_invariants(database_url)
 
 
-def without(directory: Path, file: str, old: str, new: str) -> Path:
-    """A copy of the program in which something is missing."""
+def program_without(directory: Path, file: str, old: str, new: str) -> Path:
+    """A copy of the program in which `old`, found once in the file, is replaced by `new`."""
     copy = directory / "program"
     for name in ("service", "sql", "migrations"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -53,34 +52,34 @@ def without(directory: Path, file: str, old: str, new: str) -> Path:
     return copy
 
 
-def test_without_lock_and_constraint_the_checker_says_no(database_url: str, tmp_path: Path) -> None:
+def test_checker_finds_a_missing_lock_and_constraint(database_url: str, tmp_path: Path) -> None:
     lock = "else pg_try_advisory_xact_lock(hashtextextended(p.org_id, 0))"
-    program = without(tmp_path, "sql/upsert_appointment.sql", lock, "else true")
+    program = program_without(tmp_path, "sql/upsert_appointment.sql", lock, "else true")
     query(database_url, "alter table appointments drop constraint appointments_during_excl")
     query(database_url, SLOW_COMMIT)
     with recorded(database_url, tmp_path, PYTHONPATH=str(program)) as record:
-        assert record.unexplained()
+        assert record.violations()
 
 
-def test_without_the_comparison_of_updated_at_the_checker_says_no(database_url: str, tmp_path: Path) -> None:
+def test_checker_finds_a_missing_comparison_of_updated_at(database_url: str, tmp_path: Path) -> None:
     comparison = "    where excluded.payload_updated_at > held.payload_updated_at\n"
-    program = without(tmp_path, "sql/upsert_appointment.sql", comparison, "")
+    program = program_without(tmp_path, "sql/upsert_appointment.sql", comparison, "")
     with recorded(database_url, tmp_path, 300, PYTHONPATH=str(program)) as record:
-        assert record.unexplained()
+        assert record.violations()
 
 
-def test_with_answers_before_the_commit_the_checker_says_no(database_url: str, tmp_path: Path) -> None:
-    """The verdicts are right; whoever reads between answer and commit finds nothing."""
-    right = """\
+def test_checker_finds_answers_sent_before_the_commit(database_url: str, tmp_path: Path) -> None:
+    """The verdicts are right, but a read between answer and commit does not see the write."""
+    commit_first = """\
             rows = await connection.fetch_many(UPSERT_APPOINTMENT, [run.arguments() for run in runs])
             busy = settle(runs, rows)
         except"""
-    early = """\
+    answer_first = """\
             async with connection.transaction():
                 rows = await connection.fetch_many(UPSERT_APPOINTMENT, [run.arguments() for run in runs])
                 busy = settle(runs, rows)
                 await asyncio.sleep(0.05)
         except"""
-    program = without(tmp_path, "service/writing/lane.py", right, early)
+    program = program_without(tmp_path, "service/writing/lane.py", commit_first, answer_first)
     with recorded(database_url, tmp_path, PYTHONPATH=str(program)) as record:
-        assert record.unexplained()
+        assert record.violations()
