@@ -18,7 +18,7 @@ from msgspec.structs import asdict
 from service.contract import parameters
 from service.contract.body import BYTE_ORDER_MARK, Appointment, decode_appointment, decode_at_once, decode_each
 from service.contract.cursors import ListPlace, VersionPlace, encode, parse_list_cursor, parse_version_cursor
-from service.contract.fields import CHARACTERS_MAX, Instant
+from service.contract.fields import LENGTH_MAX, Instant
 from service.contract.instants import parse_instant
 from service.contract.parameters import Parameters, read_query
 from service.problems import ProblemError
@@ -94,7 +94,7 @@ def test_the_fast_and_the_field_by_field_decoder_agree(body: bytes) -> None:
 def valid_appointments(draw: st.DrawFn) -> Appointment:
     start, end = draw(st.lists(st.datetimes(), min_size=2, max_size=2, unique=True).map(sorted))
     created_at, updated_at = draw(st.lists(st.datetimes(), min_size=2, max_size=2).map(sorted))
-    texts = st.text(max_size=CHARACTERS_MAX).filter(lambda text: "\0" not in text)
+    texts = st.text(max_size=LENGTH_MAX).filter(lambda text: "\0" not in text)
     return Appointment(
         id=draw(texts.filter(str.strip)),
         start=start,
