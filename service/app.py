@@ -84,7 +84,7 @@ async def lifespan(settings: Settings) -> AsyncIterator[dict[str, Any]]:
         ):
             with probes.draining(shutdown, settings.shutdown_drain_ms):
                 where = {"api": f"{settings.url()}{APPOINTMENTS}", "docs": f"{settings.url()}/api/docs"}
-                log.info("started", version=VERSION, process=os.getpid(), **where, settings=settings.masked())
+                log.info("started", version=VERSION, process=os.getpid(), settings=settings.masked(), **where)
                 yield {  # what the handlers and the connections find in `scope["state"]`
                     "settings": settings,
                     "connections": connections,

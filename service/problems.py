@@ -67,7 +67,6 @@ KINDS: Mapping[Code, Kind] = {
 }
 # RFC 9110's phrases; before Python 3.13 HTTPStatus has an older one for 413.
 TITLES = {status.value: status.phrase for status in HTTPStatus} | {413: "Content Too Large"}
-RETRY_AFTER_SECONDS = "1"
 TOO_MANY_WRITES = "Too many writes are waiting; nothing was written."
 
 
@@ -114,7 +113,7 @@ class ProblemError(Exception):
         status = KINDS[code].status
         self.headers = dict(headers or {})
         if status == HTTPStatus.SERVICE_UNAVAILABLE:
-            self.headers["Retry-After"] = RETRY_AFTER_SECONDS
+            self.headers["Retry-After"] = "1"  # second
         self.problem = Problem(title=TITLES[status], status=status, code=code, detail=detail, **members)
 
 

@@ -27,9 +27,7 @@ class PublishedKeys:
 
     def __init__(self, url: str, algorithms: Sequence[str], client: httpx.AsyncClient) -> None:
         self.keys: dict[str | None, Any] = {}  # replaced as a whole, never changed
-        self._url = url
-        self._algorithms = algorithms
-        self._client = client
+        self._url, self._algorithms, self._client = url, algorithms, client
         self._asked_at = self._confirmed_at = -float("inf")
         self._asking = asyncio.Lock()
 

@@ -32,11 +32,8 @@ OrganisationId = Annotated[
 ]
 Cancelled = Annotated[
     bool | None,
-    Meta(
-        description="Whether the appointment no longer takes place; it then occupies no time. "
-        "Missing or null means false.",
-        examples=[True],
-    ),
+    Meta(description="Whether it no longer takes place; it then occupies no time. Missing or null means false."),
+    Meta(examples=[True]),
 ]
 
 

@@ -10,7 +10,6 @@ from icalendar import Calendar, Event, Timezone, TimezoneStandard
 
 from service.reading.formats import Format, Rows
 
-MEDIA_TYPE = "text/calendar; charset=utf-8"
 PRODUCT = "-//appointments//appointments//EN"
 # Characters that a TEXT may not contain, and those that some parsers take for the end of a line.
 CONTROL = re.compile(r"[\0-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
@@ -23,7 +22,7 @@ class CalendarFeed(Format):
 
     def __init__(self, organisation: str) -> None:
         opening, end, closing = calendar(organisation).to_ical().decode().rpartition("END:VCALENDAR")
-        super().__init__("calendar", MEDIA_TYPE, opening, "", end + closing)
+        super().__init__("calendar", "text/calendar; charset=utf-8", opening, "", end + closing)
 
     async def texts(self, rows: Rows) -> list[str]:
         """In a thread, since a thousand events take a while."""
@@ -63,8 +62,7 @@ def event(row: Mapping[int | str, Any]) -> str:
     written.add("sequence", row["version"] - 1)
     written.add("status", "CANCELLED" if row["cancelled"] else "CONFIRMED")
     written.add("summary", plain(row["external_id"]))
-    text: str = written.to_ical().decode()
-    return text
+    return str(written.to_ical().decode())
 
 
 def plain(text: str) -> str:

@@ -68,9 +68,7 @@ class Stream(Response):
     reads too slowly, because a stream holds a connection and a snapshot."""
 
     def __init__(self, listing: Listing, database: Database, seconds_max: float) -> None:
-        self._listing = listing
-        self._database = database
-        self._seconds_max = seconds_max
+        self._listing, self._database, self._seconds_max = listing, database, seconds_max
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         listing = self._listing

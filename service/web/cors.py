@@ -8,8 +8,6 @@ from starlette.types import ASGIApp
 from service.web.request_ids import new_id
 
 PREFLIGHT_SECONDS = 600  # for which a browser may remember the answer
-REQUEST_HEADERS = ["Authorization", "Content-Type", "If-None-Match", "X-Request-Id"]
-ANSWER_HEADERS = ["ETag", "Link", "Retry-After", "WWW-Authenticate", "X-Changes-Cursor", "X-Request-Id"]
 
 
 class Cors(CORSMiddleware):
@@ -20,8 +18,8 @@ class Cors(CORSMiddleware):
             app,
             allow_origins=origins,
             allow_methods=["GET", "HEAD", "POST"],
-            allow_headers=REQUEST_HEADERS,
-            expose_headers=ANSWER_HEADERS,
+            allow_headers=["Authorization", "Content-Type", "If-None-Match", "X-Request-Id"],
+            expose_headers=["ETag", "Link", "Retry-After", "WWW-Authenticate", "X-Changes-Cursor", "X-Request-Id"],
             max_age=PREFLIGHT_SECONDS,
         )
 

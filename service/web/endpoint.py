@@ -18,11 +18,9 @@ Post = Callable[[Request, Grant, Any], Awaitable[Response]]
 
 
 class Endpoint:
-    """The handlers of one path. HEAD is GET without the body, which the server leaves out.
-
-    An ASGI application, not a function that Starlette would wrap into an exception handler of its own: that costs
-    2.5 µs of some 85 µs of CPU a request, and request_context.py handles exceptions already.
-    """
+    """The handlers of one path. HEAD is GET without the body, which the server leaves out. An ASGI application, not a
+    function that Starlette would wrap into an exception handler of its own: that costs 2.5 µs of some 85 µs of CPU a
+    request, and request_context.py handles exceptions already."""
 
     def __init__(
         self, get: Get | None = None, post: tuple[Post, BodyKind] | None = None, *, guarded: bool = True

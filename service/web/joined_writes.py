@@ -10,8 +10,7 @@ class JoinedWrites:
     the connection is closed; if it returns true, the connection is closed later."""
 
     def __init__(self, transport: asyncio.Transport, lingers: Callable[[], bool]) -> None:
-        self._transport = transport
-        self._lingers = lingers
+        self._transport, self._lingers = transport, lingers
         self._pieces: list[bytes] = []
         self._call_soon = asyncio.get_running_loop().call_soon
         self.is_closing = transport.is_closing

@@ -21,7 +21,6 @@ TEXTS: Json = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encodi
 SCHEMAS = [AppointmentPayload, Accepted, ListedAppointment, Version, Changes, BatchResults, Availability, Problem]
 FAILURE_CODES: list[Code] = ["UNAUTHENTICATED", "FORBIDDEN", "OVERLOADED", "DATABASE_UNAVAILABLE", "INTERNAL"]
 BODY_CODES: list[Code] = ["INVALID_JSON", "INVALID_REQUEST", "PAYLOAD_TOO_LARGE", "UNSUPPORTED_MEDIA_TYPE"]
-PARAMETER_CODES: list[Code] = ["INVALID_REQUEST", "INVALID_DATE_FORMAT"]
 
 
 def document() -> Json:
@@ -53,7 +52,7 @@ def operation(texts: Json) -> Json:
         known: Parameters = getattr(parameters, texts["parameters"])
         described["parameters"] = [parameter(name, known) for name in known.types]
         responses["200"]["headers"] |= {name: TEXTS["headers"][name] for name in texts["headers"]}
-        codes = [*PARAMETER_CODES, *FAILURE_CODES]
+        codes = ["INVALID_REQUEST", "INVALID_DATE_FORMAT", *FAILURE_CODES]
         if "from" in known.types:
             codes.append("INVALID_TIME_RANGE")
         if "ETag" in texts["headers"]:

@@ -56,9 +56,8 @@ def run_workers(create_app: CreateApp, settings: Settings, listener: socket.sock
             started = time.monotonic()
             workers = [worker if worker.is_alive() else restart(worker) for worker in workers]
         number = received.recv(1)[0]
-        for worker in workers:
-            if worker.is_alive():
-                os.kill(worker.ident or 0, number)
+        for worker in filter(SpawnProcess.is_alive, workers):
+            os.kill(worker.ident or 0, number)
         for worker in workers:
             worker.join()
 

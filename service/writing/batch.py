@@ -55,12 +55,9 @@ class Write:
 
 
 def uuid7() -> str:
-    """A UUID of version 7 as 32 hexadecimal digits: milliseconds since 1970, then 74 random bits.
-    Source: RFC 9562, section 5.7.
-
-    Ordered by time, so that the primary key's index grows at its end. Generated here, because a PostgreSQL without
-    OpenSSL opens /dev/urandom for each random one.
-    """
+    """A UUID of version 7 (RFC 9562, section 5.7) as 32 hexadecimal digits: milliseconds since 1970, then 74 random
+    bits. Ordered by time, so that the primary key's index grows at its end. Generated here, because a PostgreSQL
+    without OpenSSL opens /dev/urandom for each random one."""
     milliseconds = time_ns() // 1_000_000
     # Ids are not secret, and this generator needs no system call; each process seeds it from the system.
     return f"{milliseconds << 80 | 7 << 76 | getrandbits(12) << 64 | 2 << 62 | getrandbits(62):032x}"

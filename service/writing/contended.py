@@ -24,7 +24,6 @@ from service.database.pool import Database
 from service.database.statements import UPSERT_APPOINTMENT
 from service.problems import ProblemError
 from service.settings import Settings
-from service.supervisor import cancel
 from service.writing.batch import CONFLICT, WRITES_MAX, Write, arrange, settle
 
 log = structlog.get_logger()
@@ -32,6 +31,7 @@ log = structlog.get_logger()
 CONNECTIONS_MAX = 5
 GROUPS = 2  # of organisations that share batches; with 1 the throughput was 0.75, with 4 the same
 LOCK_MS_MAX = 500  # of one attempt; a failed one frees the connection and rejoins the lock's queue at its end
+ORGANISATION = attrgetter("organisation")
 
 
 class ContendedWrites:
@@ -43,7 +43,7 @@ class ContendedWrites:
         self._groups: list[set[str]] = [set() for _ in range(GROUPS)]
         self._shared = asyncio.Semaphore(GROUPS)  # a connection for each group
         self._single = asyncio.Semaphore(CONNECTIONS_MAX - GROUPS)  # connections for organisations on their own
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
 
     def joined_by(self, write: Write) -> bool:
         """Takes the write if its organisation is being worked on here; says whether it did."""
@@ -73,13 +73,10 @@ class ContendedWrites:
             if write.queued_at < queued_before:
                 write.refuse(too_late())
 
-    async def close(self) -> None:
-        await cancel(list(self._tasks))
-
     def _start(self, organisations: set[str], turns: asyncio.Semaphore) -> None:
         task = asyncio.create_task(self._work(organisations, turns))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
 
     async def _work(self, organisations: set[str], turns: asyncio.Semaphore) -> None:
         """Batch after batch, until no writes are left. An organisation whose lock is held for long, or whose batches
@@ -89,9 +86,8 @@ class ContendedWrites:
                 async with turns:
                     batch = self._take(organisations)
                     again = await self._decide(batch) if batch else []
-                for part in by_organisation(again):
-                    organisation = part[0].organisation
-                    self._queues[organisation][:0] = part
+                for organisation, writes in groupby(sorted(again, key=ORGANISATION), ORGANISATION):
+                    self._queues[organisation][:0] = writes
                     if turns is self._shared:
                         organisations.remove(organisation)
                         self._start({organisation}, self._single)
@@ -169,12 +165,6 @@ def only_locks(organisations: list[str]) -> tuple[list[object], ...]:
     """Arguments of the statement that wait for these locks, one after another, and write nothing."""
     nothing: list[object] = [None] * len(organisations)
     return list(organisations), *[nothing] * 7
-
-
-def by_organisation(batch: Iterable[Write]) -> list[list[Write]]:
-    """Sorted by name; the writes of one organisation stay in order of arrival."""
-    organisation = attrgetter("organisation")
-    return [list(part) for _, part in groupby(sorted(batch, key=organisation), organisation)]
 
 
 def too_late() -> ProblemError:

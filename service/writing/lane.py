@@ -30,8 +30,7 @@ NOTHING_WRITTEN = "The database does not answer; nothing was written."
 
 class Lane:
     def __init__(self, contended: ContendedWrites, settings: Settings) -> None:
-        self._contended = contended
-        self._settings = settings
+        self._contended, self._settings = contended, settings
         self._queue: deque[Write] = deque()  # in order of arrival
         self._awake = asyncio.Event()
         self._down = False

@@ -11,7 +11,7 @@ from service.contract.body import Appointment
 from service.database.pool import open_database
 from service.problems import TOO_MANY_WRITES, ProblemError
 from service.settings import Settings
-from service.supervisor import supervised
+from service.supervisor import cancel, supervised
 from service.writing.batch import Verdict, Write
 from service.writing.contended import CONNECTIONS_MAX, LOCK_MS_MAX, ContendedWrites
 from service.writing.lane import Lane
@@ -27,9 +27,8 @@ class Writer:
     def __init__(self, contended: ContendedWrites, settings: Settings) -> None:
         self._contended = contended
         self._loop = asyncio.get_running_loop()  # looking it up costs a system call
-        self._waiting = 0
+        self._waiting = self._items_waiting = 0
         self._waiting_max = settings.writes_waiting_max
-        self._items_waiting = 0
         self._wait_seconds = settings.write_wait_ms_max / 1e3
         self._admitted = 0  # in this round of the event loop
         self._refused = 0  # since the last report
@@ -108,4 +107,4 @@ async def open_writer(settings: Settings) -> AsyncIterator[Writer]:
             async with supervised(lane=writer.lane.run, write_expiry=writer.expire, shedding_report=writer.report):
                 yield writer
         finally:
-            await contended.close()
+            await cancel(list(contended.tasks))
