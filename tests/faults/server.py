@@ -34,7 +34,8 @@ class Server:
         command = [str(BINARIES / "postgres"), "-D", str(self.data), "-k", str(self.sockets), *OPTIONS, *self._options]
         with (self.directory / "postgres.log").open("ab") as log:
             self.process = psutil.Popen(command, stdout=log, stderr=log, **switch_to(unprivileged_account()))
-        wait_until(self.is_ready)
+        wait_until(lambda: self.is_ready() or not self.is_running())
+        assert self.is_running(), self.log()
 
     def is_ready(self) -> bool:
         command = [str(BINARIES / "pg_isready"), "--quiet", "--host", str(self.sockets)]

@@ -40,6 +40,7 @@ def test_acknowledged_writes_survive_kills_of_the_service(server: Server, tmp_pa
 
 def test_killed_workers_are_replaced(server: Server, tmp_path: Path) -> None:
     with running_service(tmp_path / "service", DATABASE_URL=server.url, WORKERS="2") as service:
+        wait_until(lambda: len(starts(service)) == 2)
         with clients([service.url]) as record:
             for _ in range(3):
                 record.wait_for_answers(200)
@@ -51,21 +52,17 @@ def test_killed_workers_are_replaced(server: Server, tmp_path: Path) -> None:
 
 
 def kill_worker(service: ServiceProcess) -> None:
-    """Returns when another one has taken its place."""
-    wait_until(lambda: len(serving_workers(service)) == 2)
-    victim = serving_workers(service)[0]
+    """Kills the worker with the most connections. Returns when another one has started in its place."""
+    started = len(starts(service))
+    workers = psutil.Process(service.process.pid).children()
+    victim = max(workers, key=lambda worker: len(worker.net_connections()))
     victim.kill()
-    wait_until(lambda: len({*serving_workers(service)} - {victim}) == 2)
+    service.wait_for_event("worker died", process=victim.pid)
+    wait_until(lambda: len(starts(service)) == started + 1)
 
 
-def serving_workers(service: ServiceProcess) -> list[psutil.Process]:
-    """Workers that have clients or sessions of the database, besides the listening socket."""
-    serving = []
-    for process in psutil.Process(service.process.pid).children():
-        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            if len(process.net_connections()) > 1:
-                serving.append(process)
-    return serving
+def starts(service: ServiceProcess) -> list[int]:
+    return [event["process"] for event in service.events() if event["event"] == "started"]
 
 
 def test_stopped_process_delays_writes_of_other_processes_only_briefly(server: Server, tmp_path: Path) -> None:
