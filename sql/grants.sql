@@ -1,12 +1,13 @@
--- Lets a role run the other statements, and do nothing else to our tables.
+-- Builds the statements that grant a role exactly the privileges that the service needs on its tables.
 --
--- What it may do already is taken from it first; run all of them in one transaction, so that who serves
--- meanwhile notices nothing. It can neither delete nor truncate, versions it can only add, and of an
--- appointment it can change only what an update brings.
+-- The role's existing privileges are revoked first. Run all statements in one transaction, so that a
+-- service that is already running under this role is not interrupted. The role can neither delete nor
+-- truncate, can only insert versions, and can update only those columns of an appointment that a later
+-- payload changes.
 --
 -- Parameters:
 --   $1 text           the role
--- Result, a row a statement to be run, in this order:
+-- Result, one row per statement, in the order in which to run them:
 --   statement           text
 -- Lock: none.
 -- Errors: none of its own.

@@ -1,10 +1,10 @@
--- Sets how long a transaction of this session may take before the server ends both.
+-- Limits how long a transaction of this session may last before the server terminates the session.
 --
--- Only this ends one whose client has stopped in the middle of a pipeline: it is neither idle nor in a
--- statement, and keeps its locks.
+-- No other timeout ends a transaction whose client has halted in the middle of a pipeline: the session
+-- is neither idle nor running a statement, and it keeps its locks.
 --
 -- Parameters:
---   $1 text           the longest time, with its unit
+--   $1 text           the limit, with its unit
 -- Result, always one row:
 --   set_config          text
 -- Lock: none.

@@ -1,25 +1,25 @@
--- The appointments of an organisation as they were recorded at an instant, as the JSON of the answer.
+-- The appointments of an organisation as they were recorded at an instant, as response JSON.
 --
--- Parameters: a filter that is null lets everything through.
+-- Parameters: a filter that is null matches everything.
 --   $1 text         organisation
 --   $2 timestamptz  only those with start <= instant < end
---   $3 timestamptz  only those that end after it
---   $4 timestamptz  only those that start before it
+--   $3 timestamptz  only those that end after this instant
+--   $4 timestamptz  only those that start before this instant
 --   $5 text         only the one with this external id
---   $6 timestamptz  only those after this place of the order: start
+--   $6 timestamptz  only those after this position in the order: start
 --   $7 text         and external id
---   $8 bool         whether cancelled ones are listed too; each then says whether it is
---   $9 timestamptz  of each appointment, the last version that was accepted at or before it
---   $10 int8        so many at most; null: all
--- Result, a row an appointment, or one row without, if there is none:
+--   $8 bool         true: include cancelled ones, and give every object a "cancelled" member
+--   $9 timestamptz  the instant: the last version accepted at or before it counts
+--   $10 int8        maximum number of appointments; null: no limit
+-- Result, one row per appointment; if there is none, one row with only last_change:
 --   last_change         int8         number of the organisation's last change; 0: none yet
 --   appointment         text         a JSON object
 -- Lock: none.
 -- Errors: none of its own.
 -- Indexes: appointments_external_id_key, appointment_versions_received_key, appointment_versions_pkey.
 --
--- By start, then external id. One step into the index finds the version of an appointment, so the cost grows with the appointments
--- of the organisation, and hardly with their versions.
+-- Ordered by start, then external id. One index lookup finds the version of an appointment, so the cost
+-- grows with the number of appointments of the organisation, and hardly with the number of versions.
 select
     changes.last_change as last_change,
     listed.appointment as appointment
@@ -51,7 +51,7 @@ left join lateral (
         limit 1
     ) as v
     where known.org_id = $1::text
-        -- No external id is longer than 255 characters, so none comes after this one.
+        -- External ids have at most 255 characters, so none sorts after this upper bound.
         and known.external_id between coalesce($5::text, '') and coalesce($5::text, repeat(chr(1114111), 256))
         and (not v.cancelled or $8::bool)
         and (lower(v.during) <= $2::timestamptz) is not false

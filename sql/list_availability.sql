@@ -1,18 +1,19 @@
--- When an organisation is busy and when it is free within a window, as pieces of the JSON of the answer.
+-- The busy and the free intervals of an organisation within a window, as pieces of the response JSON.
 --
 -- Parameters:
 --   $1 text         organisation
 --   $2 timestamptz  start of the window
---   $3 timestamptz  its end, after the start
---   $4 int8         free intervals of fewer minutes are left out
---   $5 int8         so many pieces at most; null: all
--- Result, a row a piece; all of them in a row are one JSON object:
+--   $3 timestamptz  end of the window, after its start
+--   $4 int8         minimum length of a free interval in minutes; shorter ones are left out
+--   $5 int8         maximum number of pieces; null: no limit
+-- Result, one row per piece; concatenated in order they form one JSON object:
 --   piece               text
 -- Lock: none.
 -- Errors: none of its own.
 -- Indexes: appointments_start_idx.
 --
--- Active appointments do not overlap, so only the last one that starts at or before the window can reach into it.
+-- Active appointments do not overlap, so of those that start at or before the start of the window only
+-- the last one can reach into it.
 with asked as (
     select tstzmultirange(tstzrange($2::timestamptz, $3::timestamptz)) as times
 ),

@@ -1,9 +1,9 @@
--- All appointments of an organisation, cancelled ones too, for its calendar.
+-- All appointments of an organisation, including cancelled ones, for its calendar feed.
 --
 -- Parameters:
 --   $1 text         organisation
---   $2 int8         so many at most; null: all
--- Result, a row an appointment, or one row without, if there is none:
+--   $2 int8         maximum number of appointments; null: no limit
+-- Result, one row per appointment; if there is none, one row with only last_change:
 --   last_change         int8         number of the organisation's last change; 0: none yet
 --   id                  uuid
 --   external_id         text
@@ -15,7 +15,8 @@
 --   cancelled           bool
 -- Lock: none.
 -- Errors: none of its own.
--- Indexes: appointments_external_id_key, which also gives an order; appointment_versions_pkey.
+-- Indexes: appointments_external_id_key, which also provides the order;
+--   appointment_versions_pkey.
 select
     changes.last_change as last_change,
     listed.id as id,

@@ -1,13 +1,13 @@
--- The number of the last change of each of these organisations.
+-- The sequence number of the last change of each of the given organisations.
 --
 -- Parameters:
 --   $1 text[]       organisations
--- Result, a row an element:
+-- Result, one row per element:
 --   org_id              text
 --   last_change         int8         0: none yet
 -- Lock: none.
 -- Errors: none of its own.
--- Indexes: appointment_versions_pkey, one step into it an organisation.
+-- Indexes: appointment_versions_pkey, one lookup per organisation.
 select
     asked.org_id as org_id,
     coalesce(

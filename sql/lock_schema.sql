@@ -1,10 +1,10 @@
--- Waits for the schema's lock, so that one process at a time migrates.
+-- Waits for the schema lock, so that only one process at a time changes the schema.
 --
 -- Parameters: none.
 -- Result, always one row:
 --   locked              void
--- Lock: an advisory lock under a number that is the same in every process, waited for, held to the
---   end of the session.
+-- Lock: an advisory lock whose key is the same in every process; the statement waits for it, and the
+--   session holds it until it ends.
 -- Errors: none of its own.
 -- Indexes: none.
 select pg_advisory_lock(4926180571) as locked;

@@ -1,42 +1,43 @@
 -- Creates or updates appointments whose payloads are the latest, and records the versions.
 --
--- Parameters: arrays of one length, an element an appointment. No two of an organisation may have the
--- same external id, or be active and overlap.
+-- Parameters: arrays of equal length, one element per appointment. Within an organisation no two
+-- elements may have the same external id, and no two active ones may overlap.
 --   $1 text[]         organisations
 --   $2 text[]         external ids
 --   $3 timestamptz[]  starts
 --   $4 timestamptz[]  ends, after the starts
 --   $5 timestamptz[]  createdAt of the payloads
 --   $6 timestamptz[]  updatedAt of the payloads
---   $7 bool[]         whether they are cancelled: then they are in nobody's way, nor anybody in theirs
---   $8 uuid[]         ids of the rows, where there are none yet; null: only wait for the lock, for the
---                     upserts that follow in the transaction
--- Result, a row an element, in any order:
---   place               int8         of the element, from 1
---   verdict             text         busy: the lock was not to be had, nothing is decided
---                                    ok: written, as the version that follows
---                                    stale: an equal or a later updatedAt is held already
---                                    conflict: the neighbour that follows is in the way
---                                    locked: the lock is held, and nothing else was asked for
+--   $7 bool[]         whether they are cancelled; a cancelled appointment blocks nothing, and nothing
+--                     blocks it
+--   $8 uuid[]         row ids for appointments that do not exist yet; null: only wait for the lock, on
+--                     behalf of upserts that follow in the same transaction
+-- Result, one row per element, in any order:
+--   place               int8         position of the element, from 1
+--   verdict             text         busy: the lock was not available; nothing was decided
+--                                    ok: written, with the version in the next column
+--                                    stale: an equal or later updatedAt is already stored
+--                                    conflict: the blocker in the next columns overlaps
+--                                    locked: the lock is held; nothing else was requested
 --   version             int4         of the row written, if ok
 --   blocker_external_id text         of the active neighbour, if conflict
---   blocker_start       text         as in answers
+--   blocker_start       text         formatted as in responses
 --   blocker_end         text
--- Lock: the organisations' advisory locks, tried or waited for, held to the end of the transaction.
--- Errors: 55P03 if a lock does not come within the lock timeout.
---   23P01 if an overlapping row was committed between the snapshot and the lock. Then the
---   payload is not stale: do update's where is looked at before the exclusion constraint is.
---   21000 or 23P01 if two elements have an id in common, or are active and overlap.
+-- Lock: the organisations' advisory locks, tried or waited for, held until the transaction ends.
+-- Errors: 55P03 if a lock is not acquired within the lock timeout.
+--   23P01 if an overlapping row was committed between the snapshot and the lock. The payload is then
+--   known not to be stale: the where of do update is evaluated before the exclusion constraint.
+--   21000 or 23P01 if two elements have the same id, or are active and overlap.
 -- Indexes: appointments_external_id_key, appointments_start_idx.
 --
--- The snapshot is older than the locks, so the look for a blocker may miss the newest rows; on conflict
--- and the constraint see them. Every verdict was true at the snapshot or at the lock.
+-- The snapshot is taken before the locks, so the search for a blocker may miss the newest rows; on
+-- conflict and the constraint do see them. Every verdict was true at the snapshot or under the lock.
 --
--- Why arrays: a third of the server's time for one row goes into starting and ending the statement.
+-- Why arrays: for a single row, a third of the server's time goes into starting and ending the statement.
 -- CPU of the server for a new appointment over 1,000 organisations, in microseconds, PostgreSQL 18,
 -- 2 cores, medians of 5 interleaved runs:
 --                                                            1 row   32 rows   64 rows
---   one row a call, 32 or 64 calls in a pipeline               208        74        64
+--   one row per call, 32 or 64 pipelined calls                 208        74        64
 --   this statement, one call                                   228        35        29
 --   the same with "order by place" and one more CTE            235        35        33
 with proposed as materialized (
@@ -77,8 +78,8 @@ with proposed as materialized (
         place
     )
     -- Active appointments do not overlap, so they end in the order in which they start: only the last
-    -- one that starts before our end can reach past our start. Found here, a conflict costs a look;
-    -- found by the constraint, a dead row and an error in the log.
+    -- one that starts before our end can reach past our start. A conflict found here costs one index
+    -- lookup; found by the constraint, it costs a dead row and an error in the log.
     left join lateral (
         select n.external_id, n.during
         from appointments as n
@@ -168,7 +169,7 @@ select
         when p.id is null then 'locked'
         when v.version is not null then 'ok'
         when p.blocker_external_id is null then 'stale'
-        -- The row we hold: looked at only where a neighbour is in the way.
+        -- Compare with the stored row only if there is a blocker.
         when (
             select c.payload_updated_at >= p.payload_updated_at
             from appointments as c

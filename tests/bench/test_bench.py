@@ -1,4 +1,4 @@
-"""The benchmarks, at their smallest, and what the table says of what they found."""
+"""The benchmarks at their smallest size, and the ratios of the result table."""
 
 import json
 import re
@@ -26,10 +26,11 @@ def rounds(*pairs: tuple[float, float]) -> list[Round]:
 
 
 @pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
-def test_a_run_checks_everything_and_writes_its_results(tmp_path: Path) -> None:
+def test_run_measures_every_target_and_writes_its_results(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "bench", "--size", "tiny", "--results", str(tmp_path / "results")]
-    talkative = clean_environment(STATEMENT_SLOW_MS="0")
-    done = subprocess.run(command, cwd=ROOT, env=talkative, capture_output=True, text=True, timeout=300)
+    # The services log every statement, which must not get into the table.
+    environment = clean_environment(STATEMENT_SLOW_MS="0")
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert '"event":"slow statement"' in done.stderr
     assert set(re.findall(r"^\| ([WRHO]\d) \|", done.stdout, re.MULTILINE)) == NAMES
@@ -42,7 +43,7 @@ def test_a_run_checks_everything_and_writes_its_results(tmp_path: Path) -> None:
         assert name.endswith(".svg") == text.lstrip().startswith("<?xml")
 
 
-def test_without_wrk_the_benchmark_says_what_to_install(tmp_path: Path) -> None:
+def test_missing_wrk_is_an_error_that_says_how_to_install_it(tmp_path: Path) -> None:
     environment = clean_environment() | {"PATH": str(tmp_path)}
     command = [sys.executable, "-m", "bench"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
@@ -50,20 +51,20 @@ def test_without_wrk_the_benchmark_says_what_to_install(tmp_path: Path) -> None:
     assert done.stderr.startswith("error: wrk is missing; install it: apt-get install wrk")
 
 
-def test_a_ratio_is_the_median_of_the_rounds_and_takes_the_best_of_the_others() -> None:
+def test_ratio_is_the_median_over_rounds_against_the_best_alternative() -> None:
     found = rounds((300, 100), (100, 100), (150, 100))
     target = Target("W", "", "rate", OWN, [THIRD, OTHER], 1.5)
     assert target.ratio(found) == 1.5
     assert target.reached(1.5)
     assert not target.reached(1.49)
-    least = target._replace(at_least=False)
-    assert least.ratio(found) == 150
-    assert least.reached(1.5)
-    assert not least.reached(1.51)
+    upper_bound = target._replace(at_least=False)
+    assert upper_bound.ratio(found) == 150
+    assert upper_bound.reached(1.5)
+    assert not upper_bound.reached(1.51)
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
-def test_every_target_is_measured_and_alone_it_brings_what_it_needs(size: object) -> None:
+def test_measurements_of_a_target_are_exactly_those_it_compares(size: object) -> None:
     assert isinstance(size, type(SIZES["tiny"]))
     everything = targets(size)
     assert {target.name for target in everything} == NAMES
@@ -72,9 +73,9 @@ def test_every_target_is_measured_and_alone_it_brings_what_it_needs(size: object
         assert {target.of, *target.against} <= set(measurements(size, everything, everything=True))
 
 
-def test_the_open_loop_sends_sound_appointments_that_overlap_nothing() -> None:
+def test_open_loop_sends_valid_appointments_that_do_not_overlap() -> None:
     stream = appointments(3)
     sent = [decode_appointment(next(stream).partition(b"\r\n\r\n")[2]) for _ in range(3000)]
-    taken = {(appointment.org_id, appointment.start) for appointment in sent}
-    assert len(taken) == len({appointment.id for appointment in sent}) == 3000
+    starts = {(appointment.org_id, appointment.start) for appointment in sent}
+    assert len(starts) == len({appointment.id for appointment in sent}) == 3000
     assert {(appointment.end - appointment.start).days for appointment in sent} == {1}

@@ -1,4 +1,4 @@
-"""The load script, at its smallest, and what it says of a service that errs."""
+"""The load script at its smallest size, and the faults it detects."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ def load(url: str, requests: int = 60) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=120)
 
 
-def test_the_load_script_finds_the_service_right(service: ServiceProcess) -> None:
+def test_load_script_finds_no_fault_in_the_service(service: ServiceProcess) -> None:
     done = load(service.url)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "nothing overlaps, and versions match the answers" in done.stdout
@@ -29,17 +29,17 @@ def test_the_load_script_finds_the_service_right(service: ServiceProcess) -> Non
     assert "60/60" in done.stderr
 
 
-def test_the_load_script_takes_a_single_request(service: ServiceProcess) -> None:
+def test_load_script_accepts_a_single_request(service: ServiceProcess) -> None:
     assert load(service.url, requests=1).returncode == 0
 
 
-def test_the_load_script_says_if_nothing_answers() -> None:
+def test_load_script_reports_that_no_service_is_running() -> None:
     done = load("http://127.0.0.1:9")
     assert done.returncode == 1
     assert done.stderr.startswith("error: nothing answers at http://127.0.0.1:9")
 
 
-def test_sound_answers_and_rows_have_no_fault() -> None:
+def test_possible_answers_and_matching_rows_have_no_fault() -> None:
     assert faults([OK_FIRST, Answer("moved", 200, "ignored-stale", 1.0)], [FIRST]) == []
 
 
@@ -54,5 +54,5 @@ def test_sound_answers_and_rows_have_no_fault() -> None:
         ([Answer("first", 503, "OVERLOADED", 1.0)], [], "cannot be"),
     ],
 )
-def test_the_load_script_sees_a_fault(answers: list[Answer], rows: list[dict[str, object]], fault: str) -> None:
+def test_load_script_detects_a_fault(answers: list[Answer], rows: list[dict[str, object]], fault: str) -> None:
     assert fault in " ".join(faults(answers, rows))

@@ -1,4 +1,4 @@
-"""Swagger UI in a real browser that reaches nothing but the service."""
+"""Swagger UI in a real browser."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this ma
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    # Chromium has no sandbox as root, and would look for its maker's hosts without the other flags.
+    # As root Chromium runs only without its sandbox. The other flags stop its own requests to the internet.
     names = ("background-networking", "component-update", "sync")
     flags = ["--no-first-run", *(f"--disable-{name}" for name in names)]
     sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
@@ -30,12 +30,12 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def empty_service(database_url: str, tmp_path: Path) -> Iterator[ServiceProcess]:
-    """One that has never seen the example."""
+    """A service that does not hold the example's appointment yet."""
     with running_service(tmp_path, DATABASE_URL=database_url) as process:
         yield process
 
 
-def test_post_can_be_tried_out_and_nothing_comes_from_elsewhere(
+def test_swagger_ui_executes_the_example_post_and_loads_nothing_from_other_hosts(
     browser: Browser, empty_service: ServiceProcess
 ) -> None:
     page = browser.new_page()

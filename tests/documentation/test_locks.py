@@ -1,4 +1,4 @@
-"""The locks: every package at one version, with its hashes, from wherever it is to be had."""
+"""The lock files: every package at one version with its hashes, independent of the index it comes from."""
 
 import re
 import tomllib
@@ -14,16 +14,16 @@ PINNED = re.compile(
 
 
 @pytest.mark.parametrize("name", LOCKS)
-def test_every_version_is_pinned_with_its_hashes_and_no_host_is_named(name: str) -> None:
+def test_lock_pins_every_package_with_hashes_and_names_no_host(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     assert PINNED.sub("", text) == ""
     assert "://" not in text
 
 
-def test_what_the_project_needs_is_locked() -> None:
+def test_every_dependency_of_the_project_is_locked() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    needed = [project["project"]["dependencies"], project["dependency-groups"]["development"]]
+    declared = [project["project"]["dependencies"], project["dependency-groups"]["development"]]
     locked = [set(PINNED.findall((ROOT / name).read_text(encoding="utf-8"))) for name in LOCKS]
-    for requirements, found in zip(needed, locked, strict=True):
-        assert {re.split(r"[\[ =<>]", requirement)[0].lower() for requirement in requirements} <= found
+    for requirements, packages in zip(declared, locked, strict=True):
+        assert {re.split(r"[\[ =<>]", requirement)[0].lower() for requirement in requirements} <= packages
     assert locked[0] <= locked[1]

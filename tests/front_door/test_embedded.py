@@ -1,4 +1,4 @@
-"""`serve` on the embedded PostgreSQL: what is left behind, what is adopted, what is in the way."""
+"""`serve` on the embedded PostgreSQL: stops, crashes, the adoption of a running server, and start errors."""
 
 import os
 import shutil
@@ -25,7 +25,8 @@ from tests.processes import ServiceProcess, clean_environment, running_service, 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Iterator[Path]:
-    """A copy of what `serve` needs, 150 characters deep; whatever still runs there is killed."""
+    """A copy of the files that `serve` needs, at a path of 150 characters. Processes still running there are
+    killed at the end."""
     folder = tmp_path / "deep".ljust(max(1, 150 - len(str(tmp_path)) - 1), "-")
     for part in ("service", "sql", "migrations"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
@@ -54,7 +55,7 @@ def command(checkout: Path, *arguments: str, **settings: str) -> subprocess.Comp
     return subprocess.run(line, cwd=checkout, env=environment, capture_output=True, text=True, timeout=60)
 
 
-def test_the_data_survive_a_clean_stop_that_leaves_no_process(checkout: Path) -> None:
+def test_data_survive_a_clean_stop_and_no_process_remains(checkout: Path) -> None:
     service = serve(checkout)
     assert_accepted(post(service.client, "o"))
     [postmaster] = postmasters(checkout)
@@ -70,7 +71,7 @@ def test_the_data_survive_a_clean_stop_that_leaves_no_process(checkout: Path) ->
     assert again.stop() == 0
 
 
-def test_the_database_of_a_killed_service_is_adopted(checkout: Path) -> None:
+def test_database_of_a_killed_service_is_adopted_by_the_next_start(checkout: Path) -> None:
     service = serve(checkout)
     assert_accepted(post(service.client, "o"))
     [postmaster] = postmasters(checkout)
@@ -83,14 +84,14 @@ def test_the_database_of_a_killed_service_is_adopted(checkout: Path) -> None:
     assert postmasters(checkout) == []
 
 
-def test_the_database_that_was_killed_too_recovers(checkout: Path) -> None:
+def test_killed_database_recovers_although_its_pid_belongs_to_another_process(checkout: Path) -> None:
     service = serve(checkout)
     assert_accepted(post(service.client, "o"))
     [postmaster] = postmasters(checkout)
     service.kill()
     postmaster.kill()
     wait_until(lambda: not alive(postmaster))
-    # Its number may have gone to another process by the time of the next start.
+    # The system may have reused the pid by the time of the next start.
     pid_file = checkout / ".data" / "postgres" / "postmaster.pid"
     pid_file.write_text(pid_file.read_text().replace(str(postmaster.pid), str(os.getpid()), 1))
     again = serve(checkout)
@@ -98,7 +99,7 @@ def test_the_database_that_was_killed_too_recovers(checkout: Path) -> None:
     assert again.stop() == 0
 
 
-def test_a_second_serve_says_in_one_line_what_is_in_its_way(checkout: Path) -> None:
+def test_second_serve_fails_with_one_line_that_names_the_running_process(checkout: Path) -> None:
     service = serve(checkout)
     second = command(checkout, "serve")
     assert second.returncode == 1
@@ -111,7 +112,7 @@ def test_a_second_serve_says_in_one_line_what_is_in_its_way(checkout: Path) -> N
     assert service.stop() == 0
 
 
-def test_migrate_and_rollback_work_without_a_service_and_stop_what_they_start(checkout: Path) -> None:
+def test_migrate_and_rollback_start_and_stop_the_database_themselves(checkout: Path) -> None:
     assert command(checkout, "migrate").stdout == f"migrate: {', '.join(schema.KNOWN)}\n"
     assert command(checkout, "migrate").stdout == "migrate: nothing to do\n"
     for known in reversed(schema.KNOWN):
@@ -120,7 +121,7 @@ def test_migrate_and_rollback_work_without_a_service_and_stop_what_they_start(ch
     assert postmasters(checkout) == []
 
 
-def test_a_port_in_use_is_one_line_and_starts_nothing(service: ServiceProcess, checkout: Path) -> None:
+def test_port_in_use_is_a_one_line_error_and_starts_no_database(service: ServiceProcess, checkout: Path) -> None:
     port = service.url.rpartition(":")[2]
     done = command(checkout, "serve", PORT=port)
     assert done.returncode == 1
@@ -130,35 +131,41 @@ def test_a_port_in_use_is_one_line_and_starts_nothing(service: ServiceProcess, c
     assert not (checkout / ".data").exists()
 
 
-def test_of_two_started_together_one_says_that_the_port_is_taken(database_url: str, tmp_path: Path) -> None:
+def test_one_of_two_services_started_together_reports_the_port_in_use(database_url: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = str(probe.getsockname()[1])
-    line = [sys.executable, "-m", "service", "serve"]
+    arguments = [sys.executable, "-m", "service", "serve"]
     environment = clean_environment(DATABASE_URL=database_url, PORT=port)
     started = [
-        subprocess.Popen(line, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            arguments, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         for _ in range(2)
     ]
     wait_until(lambda: any(process.poll() is not None for process in started))
     [loser] = [process for process in started if process.poll() is not None]
     [winner] = [process for process in started if process is not loser]
-    assert "Address already in use" in loser.communicate()[1]
+    [line] = loser.communicate()[1].splitlines()
+    assert line.startswith(f"error: Cannot listen on 127.0.0.1, port {port}: Address already in use.")
+    assert loser.returncode == 1
     assert httpx.get(f"http://127.0.0.1:{port}/livez").status_code == 200
     winner.send_signal(signal.SIGINT)
     assert winner.communicate(timeout=30)[1] == ""
+    assert winner.returncode == 0
 
 
-def test_a_start_that_is_cut_short_removes_what_it_made_and_nothing_else(
+def test_interrupted_start_removes_its_socket_folder_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At first the server's file does not name the folder of its socket, which once meant this one."""
+    """A new postmaster.pid does not name the socket folder yet; this was once read as the current folder."""
     folder = Path(tempfile.mkdtemp(dir="/tmp"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "precious").touch()
     with embedded.locked(folder):
         process = embedded.start(folder)
         sockets = Path((folder / "sockets").read_text())
-        while not (folder / "postgres" / "postmaster.pid").exists():
+        while not (folder / "postgres" / "postmaster.pid").exists():  # fast, to see the file before it is complete
+            assert alive(process)
             time.sleep(0.001)
         assert sockets.is_dir()
         embedded.stop(folder, process)
@@ -167,7 +174,7 @@ def test_a_start_that_is_cut_short_removes_what_it_made_and_nothing_else(
     shutil.rmtree(folder)
 
 
-def test_nothing_is_left_of_a_machine_that_went_down(checkout: Path) -> None:
+def test_start_after_a_crash_of_the_machine_removes_the_stale_socket_folder(checkout: Path) -> None:
     service = serve(checkout)
     sockets = Path((checkout / ".data" / "sockets").read_text())
     service.kill()
@@ -180,7 +187,7 @@ def test_nothing_is_left_of_a_machine_that_went_down(checkout: Path) -> None:
     assert not (checkout / ".data" / "sockets").exists()
 
 
-def test_another_cluster_is_not_taken_for_ours(checkout: Path, tmp_path: Path) -> None:
+def test_server_of_another_data_folder_is_not_adopted(checkout: Path, tmp_path: Path) -> None:
     service = serve(checkout)
     [postmaster] = postmasters(checkout)
     other = tmp_path / "other" / "postgres"
@@ -193,7 +200,7 @@ def test_another_cluster_is_not_taken_for_ours(checkout: Path, tmp_path: Path) -
     assert service.stop() == 0
 
 
-def test_data_that_postgresql_cannot_use_are_one_line(checkout: Path) -> None:
+def test_unusable_data_folder_is_a_one_line_error(checkout: Path) -> None:
     command(checkout, "migrate")
     (checkout / ".data" / "postgres" / "PG_VERSION").write_text("9\n")
     done = command(checkout, "serve")
@@ -204,7 +211,7 @@ def test_data_that_postgresql_cannot_use_are_one_line(checkout: Path) -> None:
     assert not (checkout / ".data" / "sockets").exists()
 
 
-def test_while_the_database_is_away_requests_get_a_503(checkout: Path) -> None:
+def test_requests_get_503_while_the_database_is_down(checkout: Path) -> None:
     with running_service(checkout, PYTHONPATH=str(checkout)) as service:
         [postmaster] = postmasters(checkout)
         postmaster.send_signal(signal.SIGINT)

@@ -16,36 +16,38 @@ from tests.http.requests import assert_accepted, post
 from tests.processes import ServiceProcess, running_service, wait_until
 
 
-def workers(service: ServiceProcess, count: int) -> list[int]:
-    """The processes that have said they started, once there are so many."""
-    found: list[int] = []
+def started_workers(service: ServiceProcess, count: int) -> list[int]:
+    """The pids of the workers that have logged their start, once there are `count` of them."""
+    pids: list[int] = []
 
     def all_started() -> bool:
-        found[:] = [event["process"] for event in service.events() if event["event"] == "started"]
-        return len(found) == count
+        pids[:] = [event["process"] for event in service.events() if event["event"] == "started"]
+        return len(pids) == count
 
     wait_until(all_started)
-    return found
+    assert len(set(pids)) == count
+    return pids
 
 
-def answered(service: ServiceProcess) -> float:
+def successful_requests(service: ServiceProcess) -> float:
+    """The number of requests answered with 200, according to `/metrics`."""
     text = service.client.get("/metrics").text
     counts = re.findall(r'^http_request_duration_seconds_count{.*status="200"} (.*)$', text, re.MULTILINE)
     return sum(map(float, counts))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_workers_share_the_port_add_up_their_figures_and_end_together(
+def test_workers_share_a_port_aggregate_their_metrics_and_stop_together(
     database_url: str, tmp_path: Path, number: signal.Signals
 ) -> None:
     with running_service(tmp_path, DATABASE_URL=database_url, WORKERS="2", SHUTDOWN_DRAIN_MS="200") as service:
-        assert len(set(workers(service, 2))) == 2
-        before = answered(service)
+        started_workers(service, 2)
+        before = successful_requests(service)
         for n in range(20):
-            service.client.close()  # so that each worker gets some
+            service.client.close()  # a new connection may reach the other worker
             service.client = httpx.Client(base_url=service.url, timeout=30)
             assert_accepted(post(service.client, f"o-{n}"))
-        assert answered(service) - before == 21  # the first look at the figures is in the second
+        assert successful_requests(service) - before == 21  # 20 POSTs, and the first GET of /metrics
         for _ in range(3):
             service.process.send_signal(number)
         assert service.process.wait(30) == 0
@@ -57,22 +59,24 @@ def test_workers_share_the_port_add_up_their_figures_and_end_together(
     assert_invariants(database_url)
 
 
-def test_a_worker_that_dies_is_replaced(database_url: str, tmp_path: Path) -> None:
+def test_killed_worker_is_replaced(database_url: str, tmp_path: Path) -> None:
     with running_service(tmp_path, DATABASE_URL=database_url, WORKERS="2") as service:
-        victim = workers(service, 2)[0]
+        victim = started_workers(service, 2)[0]
         os.kill(victim, signal.SIGKILL)
         assert service.wait_for_event("worker died", process=victim)["exit_code"] == -signal.SIGKILL
-        assert len(set(workers(service, 3))) == 3
+        started_workers(service, 3)
         with httpx.Client(base_url=service.url, timeout=30) as client:
             assert_accepted(post(client, "o"))
 
 
-def test_workers_do_not_outlive_their_parent(database_url: str, tmp_path: Path) -> None:
+def test_workers_end_with_their_killed_parent_and_the_next_start_removes_its_metrics(
+    database_url: str, tmp_path: Path
+) -> None:
     with running_service(tmp_path, DATABASE_URL=database_url, WORKERS="2") as service:
-        processes = [psutil.Process(number) for number in workers(service, 2)]
-        [figures] = Path(gettempdir()).glob(f"{METRICS}{service.process.pid}-*")
+        processes = [psutil.Process(pid) for pid in started_workers(service, 2)]
+        [metrics_directory] = Path(gettempdir()).glob(f"{METRICS}{service.process.pid}-*")
         service.kill()
         assert psutil.wait_procs(processes, timeout=30)[1] == []
     with running_service(tmp_path, DATABASE_URL=database_url, WORKERS="2") as again:
         assert_accepted(post(again.client, "o"))
-        assert not figures.exists()
+        assert not metrics_directory.exists()

@@ -1,5 +1,6 @@
-"""Migrations up, down and up again, with rows in the tables, and beside each other."""
+"""Migrations: forwards and backwards with rows in the tables, concurrently, and on unusable databases."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -46,7 +47,7 @@ def empty_url(server_url: str) -> Iterator[str]:
         yield url
 
 
-def test_up_down_and_up_again_with_rows_gives_the_same_schema(empty_url: str) -> None:
+def test_rollback_of_everything_and_a_new_migration_give_the_same_schema(empty_url: str) -> None:
     assert schema.migrate(empty_url) == schema.KNOWN
     first = query(empty_url, CATALOGUE)
     assert len(first) > 20
@@ -68,7 +69,7 @@ def test_migrating_again_changes_nothing(empty_url: str) -> None:
     assert query(empty_url, "select external_id from appointments") == [("a",)]
 
 
-def test_several_processes_may_migrate_at_once(empty_url: str) -> None:
+def test_concurrent_runs_apply_each_migration_once(empty_url: str) -> None:
     applied: list[list[str]] = []
     threads = [threading.Thread(target=lambda: applied.append(schema.migrate(empty_url))) for _ in range(4)]
     for thread in threads:
@@ -78,24 +79,24 @@ def test_several_processes_may_migrate_at_once(empty_url: str) -> None:
     assert sorted(applied) == [[], [], [], schema.KNOWN]
 
 
-def test_the_lock_row_of_a_killed_run_is_in_nobodys_way(empty_url: str) -> None:
+def test_stale_lock_row_of_a_killed_run_is_ignored(empty_url: str) -> None:
     schema.migrate(empty_url)
     query(empty_url, "insert into yoyo_lock (locked, ctime, pid) values (1, now(), 1)")
     assert schema.rollback(empty_url) == schema.KNOWN[-1:]
 
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql"])
-def test_both_spellings_of_the_scheme_work(empty_url: str, scheme: str) -> None:
+def test_both_url_schemes_are_accepted(empty_url: str, scheme: str) -> None:
     assert schema.migrate(urlsplit(empty_url)._replace(scheme=scheme).geturl()) == schema.KNOWN
 
 
-def test_a_database_that_is_not_there_is_one_line(empty_url: str) -> None:
+def test_missing_database_is_a_one_line_error(empty_url: str) -> None:
     with pytest.raises(StartError, match="does not exist") as caught:
         schema.migrate(urlsplit(empty_url)._replace(path="/no_such_database").geturl())
     assert "\n" not in str(caught.value)
 
 
-def test_a_database_in_another_encoding_is_refused(server_url: str) -> None:
+def test_database_in_another_encoding_is_refused(server_url: str) -> None:
     with psycopg.connect(server_url, autocommit=True) as session:
         session.execute("create database appointments_test_latin1 template template0 encoding latin1 locale 'C'")
         try:
@@ -105,11 +106,12 @@ def test_a_database_in_another_encoding_is_refused(server_url: str) -> None:
             session.execute("drop database appointments_test_latin1 with (force)")
 
 
-def test_a_new_pair_of_files_follows_the_last(tmp_path: Path) -> None:
+def test_make_migration_creates_a_pair_of_files_that_follows_the_latest(tmp_path: Path) -> None:
     (tmp_path / ".venv").symlink_to(sys.prefix)
     shutil.copytree(schema.MIGRATIONS, tmp_path / "migrations")
     for name in ("Makefile", "requirements.lock"):
         shutil.copy2(ROOT / name, tmp_path)
+    os.utime(tmp_path / "requirements.lock", (0, 0))  # older than the installation, or make would install again
     make = ["make", "migration", "NAME=add colour"]
     done = subprocess.run(make, cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -121,6 +123,6 @@ def test_a_new_pair_of_files_follows_the_last(tmp_path: Path) -> None:
     assert reverse.read_text() == ""
 
 
-def test_every_migration_has_its_rollback() -> None:
+def test_every_migration_has_a_rollback() -> None:
     for name in schema.KNOWN:
         assert (schema.MIGRATIONS / f"{name}.rollback.sql").is_file()

@@ -1,4 +1,4 @@
-"""Each statement's one plan, in an organisation of 100,000 appointments among others."""
+"""The generic plan of each statement, for an organisation of 100,000 appointments among smaller ones."""
 
 import json
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ from (
         false as cancelled
     from generate_series(1, {APPOINTMENTS}) as n
     union all
-    -- Thousands of cancelled ones in one place, where a scan that looks at them would show.
+    -- Thousands of cancelled appointments at one instant, which would show up in a scan that reads them.
     select 'large', {APPOINTMENTS} + n, timestamptz '2003-01-01Z', true from generate_series(1, 5000) as n
     union all
     select 'small-' || n % 100, n, timestamptz '2000-01-01Z' + n * interval '30 minutes', false
@@ -77,7 +77,7 @@ def session(server_url: str, template: str) -> Iterator[psycopg.Connection[Any]]
 
 
 def plan(session: psycopg.Connection[Any], statement: Statement, *arguments: str | None) -> list[dict[str, Any]]:
-    """All nodes of the plan as it ran; the rows that it wrote are undone."""
+    """All nodes of the plan as executed; what the statement wrote is rolled back."""
     values = ", ".join("null" if argument is None else f"'{argument}'" for argument in arguments)
     with session.transaction(force_rollback=True):
         row = session.execute(
@@ -85,17 +85,17 @@ def plan(session: psycopg.Connection[Any], statement: Statement, *arguments: str
         ).fetchone()
     assert row is not None
     [explained] = row[0] if isinstance(row[0], list) else json.loads(row[0])
-    return list(nodes(explained["Plan"]))
+    return list(walk(explained["Plan"]))
 
 
-def nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def walk(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield node
     for child in node.get("Plans", []):
-        yield from nodes(child)
+        yield from walk(child)
 
 
-def assert_frugal(found: list[dict[str, Any]], indexes: set[str], pages_max: int) -> None:
-    """Only these indexes, no scan of a table, no sort, hardly a row that is thrown away, few pages."""
+def assert_reads_single_rows(found: list[dict[str, Any]], indexes: set[str], pages_max: int) -> None:
+    """Only these indexes are scanned, for one row each; no table scan, no sort, few pages."""
     scanned = [node for node in found if "Relation Name" in node and node["Node Type"] != "ModifyTable"]
     assert {node.get("Index Name") for node in scanned} == indexes
     assert not {"Sort", "Seq Scan", "Bitmap Heap Scan"} & {node["Node Type"] for node in found}
@@ -105,9 +105,10 @@ def assert_frugal(found: list[dict[str, Any]], indexes: set[str], pages_max: int
     assert found[0]["Shared Hit Blocks"] + found[0]["Shared Read Blocks"] <= pages_max
 
 
-def assert_touched(found: list[dict[str, Any]], rows_max: int, pages_max: int) -> None:
-    """Only by indexes, and of each index no more rows and pages than that."""
+def assert_reads_at_most(found: list[dict[str, Any]], rows_max: int, pages_max: int) -> None:
+    """Only indexes are scanned, each for at most `rows_max` rows per loop, and at most `pages_max` pages in all."""
     scanned = [node for node in found if "Relation Name" in node]
+    assert scanned
     assert all("Index Name" in node for node in scanned)
     for node in scanned:
         assert node["Actual Rows"] + node.get("Rows Removed by Filter", 0) <= rows_max
@@ -115,16 +116,16 @@ def assert_touched(found: list[dict[str, Any]], rows_max: int, pages_max: int) -
 
 
 @pytest.mark.parametrize(("at", "rows"), [(INSIDE, 1), (BETWEEN, 0), (BEFORE_ALL, 0)])
-def test_a_list_at_an_instant_touches_one_row(session: psycopg.Connection[Any], at: str, rows: int) -> None:
+def test_list_at_an_instant_reads_at_most_one_row(session: psycopg.Connection[Any], at: str, rows: int) -> None:
     found = plan(session, LIST_APPOINTMENTS, "large", at, *[None] * 5, "false", None)
     ran = [node for node in found if node["Actual Loops"] > 0]
-    assert_frugal(ran, {"appointments_start_idx", "appointment_versions_pkey"}, pages_max=20)
+    assert_reads_single_rows(ran, {"appointments_start_idx", "appointment_versions_pkey"}, pages_max=20)
     [outer] = [node for node in found if node.get("Alias") == "active"]
     assert outer["Actual Rows"] == rows
     assert_cancelled_are_not_read(found)
 
 
-def test_a_whole_list_comes_out_of_the_index_in_order(session: psycopg.Connection[Any]) -> None:
+def test_whole_list_is_read_in_index_order_without_a_sort(session: psycopg.Connection[Any]) -> None:
     found = plan(session, LIST_APPOINTMENTS, "small-7", *[None] * 6, "false", None)
     [outer] = [node for node in found if node.get("Alias") == "active"]
     assert (outer["Node Type"], outer["Index Name"]) == ("Index Scan", "appointments_start_idx")
@@ -148,72 +149,74 @@ def assert_cancelled_are_not_read(found: list[dict[str, Any]]) -> None:
     ids=lambda value: getattr(value, "name", ""),
 )
 @pytest.mark.parametrize("external_id", ["a-50000", "a-102000", "none"])
-def test_one_appointment_is_found_by_its_id(
+def test_single_appointment_is_found_by_index(
     session: psycopg.Connection[Any], statement: Statement, more: list[str], external_id: str
 ) -> None:
     found = plan(session, statement, "large", None, None, None, external_id, None, None, *more, None)
-    assert_touched(found, rows_max=1, pages_max=36)
+    assert_reads_at_most(found, rows_max=1, pages_max=36)
 
 
 @pytest.mark.parametrize("include_cancelled", ["false", "true"])
 @pytest.mark.parametrize("after", [("2002-01-01Z", "x"), ("2003-01-01Z", "a-103000"), (None, None)])
-def test_a_page_touches_no_more_rows_than_it_shows(
+def test_page_reads_at_most_two_rows_more_than_it_returns(
     session: psycopg.Connection[Any], include_cancelled: str, after: tuple[str | None, str | None]
 ) -> None:
     found = plan(session, LIST_APPOINTMENTS, "large", None, None, None, None, *after, include_cancelled, "10")
     assert found[0]["Actual Rows"] == 10
-    assert_touched(found, rows_max=12, pages_max=50)  # an incremental sort reads one row ahead
+    assert_reads_at_most(found, rows_max=12, pages_max=50)  # an incremental sort reads one row ahead
 
 
-def test_a_window_touches_no_more_rows_than_it_shows(session: psycopg.Connection[Any]) -> None:
+def test_window_reads_only_the_rows_it_returns(session: psycopg.Connection[Any]) -> None:
     window = "2002-01-01 00:10Z", "2002-01-01 02:00Z"
     found = plan(session, LIST_APPOINTMENTS, "large", None, *window, *[None] * 3, "false", None)
     assert found[0]["Actual Rows"] == 4
-    assert_touched(found, rows_max=4, pages_max=20)
+    assert_reads_at_most(found, rows_max=4, pages_max=20)
 
 
-def test_a_list_as_of_an_instant_looks_at_one_version_of_each(session: psycopg.Connection[Any]) -> None:
-    """However many there are after and before it."""
-    for as_of in ("2000-01-01 00:00Z", "2001-01-01Z", NOW):
-        found = plan(session, LIST_APPOINTMENTS_AS_OF, "small-7", *[None] * 6, "false", as_of, None)
-        [looked_at] = [node for node in found if node.get("Index Name") == "appointment_versions_received_key"]
-        assert (looked_at["Actual Loops"], looked_at["Actual Rows"] <= 1) == (100, True)
-        assert looked_at.get("Rows Removed by Filter", 0) == 0
-        assert found[0]["Shared Hit Blocks"] + found[0]["Shared Read Blocks"] <= 100 * 6 + 100
+@pytest.mark.parametrize(("as_of", "versions"), [("2000-01-01 00:00Z", 0), ("2001-01-01Z", 1), (NOW, 1)])
+def test_list_as_of_an_instant_reads_one_version_per_appointment(
+    session: psycopg.Connection[Any], as_of: str, versions: int
+) -> None:
+    """However many versions there are before and after the instant."""
+    found = plan(session, LIST_APPOINTMENTS_AS_OF, "small-7", *[None] * 6, "false", as_of, None)
+    [scan] = [node for node in found if node.get("Index Name") == "appointment_versions_received_key"]
+    assert (scan["Actual Loops"], scan["Actual Rows"]) == (100, versions)
+    assert scan.get("Rows Removed by Filter", 0) == 0
+    assert found[0]["Shared Hit Blocks"] + found[0]["Shared Read Blocks"] <= 100 * 6 + 100
 
 
-def test_versions_come_out_of_the_index_in_order(session: psycopg.Connection[Any]) -> None:
+def test_versions_are_read_in_index_order_without_a_sort(session: psycopg.Connection[Any]) -> None:
     found = plan(session, LIST_VERSIONS, "small-7", "a-7", "2000-01-01 03:30:50Z", "10")
     assert found[0]["Actual Rows"] == 10
-    assert_touched(found, rows_max=10, pages_max=20)
+    assert_reads_at_most(found, rows_max=10, pages_max=20)
     assert "Sort" not in {node["Node Type"] for node in found}
 
 
-def test_changes_come_out_of_the_index_in_order(session: psycopg.Connection[Any]) -> None:
+def test_changes_are_read_in_index_order_without_a_sort(session: psycopg.Connection[Any]) -> None:
     for after in ("0", "50000", "90000"):
         found = plan(session, LIST_CHANGES, "large", after, "10")
         assert found[0]["Actual Rows"] == 10
-        assert_touched(found, rows_max=10, pages_max=20)
+        assert_reads_at_most(found, rows_max=10, pages_max=20)
         assert "Sort" not in {node["Node Type"] for node in found}
 
 
-def test_a_look_for_changes_is_one_step_an_organisation(session: psycopg.Connection[Any]) -> None:
+def test_last_changes_take_one_index_lookup_per_organisation(session: psycopg.Connection[Any]) -> None:
     names = [f"small-{number}" for number in range(100)]
     found = plan(session, LIST_LAST_CHANGES, f"{{large,unknown,{','.join(names)}}}")
     assert found[0]["Actual Rows"] == 102
-    assert_touched(found, rows_max=1, pages_max=102 * 5)
+    assert_reads_at_most(found, rows_max=1, pages_max=102 * 5)
 
 
-def test_availability_touches_no_more_rows_than_the_window_has(session: psycopg.Connection[Any]) -> None:
+def test_availability_reads_only_the_rows_of_its_window(session: psycopg.Connection[Any]) -> None:
     window = "2002-01-01 00:10Z", "2002-01-01 02:00Z"
     found = plan(session, LIST_AVAILABILITY, "large", *window, "0", None)
     assert found[0]["Actual Rows"] == 3 + 4 + 4
-    assert_touched([node for node in found if node["Node Type"] != "CTE Scan"], rows_max=4, pages_max=20)
+    assert_reads_at_most([node for node in found if node["Node Type"] != "CTE Scan"], rows_max=4, pages_max=20)
 
 
-def test_a_calendar_comes_out_of_an_index_in_order(session: psycopg.Connection[Any]) -> None:
+def test_calendar_is_read_in_index_order_without_a_sort(session: psycopg.Connection[Any]) -> None:
     found = plan(session, LIST_CALENDAR, "large", "10")
-    assert_touched(found, rows_max=10, pages_max=30)
+    assert_reads_at_most(found, rows_max=10, pages_max=30)
     assert "Sort" not in {node["Node Type"] for node in found}
 
 
@@ -226,10 +229,10 @@ def test_a_calendar_comes_out_of_an_index_in_order(session: psycopg.Connection[A
         ("a-52608", INSIDE, BETWEEN, {"appointments_start_idx"}),
     ],
 )
-def test_an_upsert_looks_at_one_neighbour_and_at_most_one_row_of_its_own(
+def test_upsert_reads_one_neighbour_and_at_most_one_row_of_its_own(
     session: psycopg.Connection[Any], external_id: str, start: str, end: str, indexes: set[str]
 ) -> None:
     values = ("large", external_id, start, end, "2020-01-01Z", "2020-01-01Z", "false", uuid7())
     found = plan(session, UPSERT_APPOINTMENT, *(f'{{"{value}"}}' for value in values))
     ran = [node for node in found if node["Actual Loops"] > 0]
-    assert_frugal(ran, indexes, pages_max=100)
+    assert_reads_single_rows(ran, indexes, pages_max=100)

@@ -1,4 +1,4 @@
-"""A role that can do little, as the README has it created."""
+"""A least-privilege role, created as in the README."""
 
 import os
 from contextlib import suppress
@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 import psycopg
 from psycopg import sql
 
-ROLE = "appointments service"  # with a space, so that whoever does not quote it is found out
+ROLE = "appointments service"  # the space reveals code that does not quote the name
 PASSWORD = "little"
 CREATE = sql.SQL("create role {role} login password {password}")
 
@@ -17,10 +17,10 @@ def role_under_test() -> str:
 
 
 def url_of_role(owner_url: str) -> str:
-    """The same database, for a role that owns nothing; it is created if it is not there."""
+    """The URL of the same database for a role that owns nothing; the role is created if it does not exist."""
     parts = urlsplit(owner_url)
-    there = (psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation)  # another worker may just create it
-    with suppress(*there), psycopg.connect(owner_url, autocommit=True) as session:
+    exists = (psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation)  # the second: created concurrently
+    with suppress(*exists), psycopg.connect(owner_url, autocommit=True) as session:
         session.execute(CREATE.format(role=sql.Identifier(ROLE), password=PASSWORD))
-    place = parts.netloc.rpartition("@")[2]
-    return parts._replace(netloc=f"{ROLE.replace(' ', '%20')}:{PASSWORD}@{place}").geturl()
+    host = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=f"{ROLE.replace(' ', '%20')}:{PASSWORD}@{host}").geturl()

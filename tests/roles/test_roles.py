@@ -1,4 +1,4 @@
-"""The service as a role that can do little, and what that role cannot do."""
+"""The service under a least-privilege role, and the limits of that role."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ from tests.roles.role import PASSWORD, ROLE, url_of_role
 
 @pytest.fixture
 def urls(server_url: str) -> Iterator[tuple[str, str]]:
-    """The owner's and the role's, of a database without tables."""
+    """The owner's and the role's URL of a database without tables."""
     with new_database(server_url) as url:
         yield url, url_of_role(url)
 
@@ -29,14 +29,14 @@ def served(urls: tuple[str, str], tmp_path: Path) -> Iterator[ServiceProcess]:
         yield process
 
 
-def migrate(tmp_path: Path, command: str = "migrate", **settings: str) -> subprocess.CompletedProcess[str]:
+def run_command(tmp_path: Path, command: str, **settings: str) -> subprocess.CompletedProcess[str]:
     environment = clean_environment(PORT="0", **settings)
     return subprocess.run(
         [sys.executable, "-m", "service", command], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
 
 
-def test_the_owner_migrates_and_the_role_serves(served: ServiceProcess, urls: tuple[str, str]) -> None:
+def test_owner_migrates_and_role_serves(served: ServiceProcess, urls: tuple[str, str]) -> None:
     assert_accepted(post(served.client, "o"))
     assert_accepted(post(served.client, "o", updatedAt="2020-09-29", start="2020-10-10 09:00"))
     assert_problem(post(served.client, "o", id="a-2"), 409, "TIME_RANGE_UNAVAILABLE")
@@ -48,7 +48,7 @@ def test_the_owner_migrates_and_the_role_serves(served: ServiceProcess, urls: tu
     assert_invariants(urls[0])
 
 
-def test_neither_password_is_in_the_log(urls: tuple[str, str], tmp_path: Path) -> None:
+def test_log_contains_neither_password(urls: tuple[str, str], tmp_path: Path) -> None:
     owner, role = (f"{url}{'&' if '?' in url else '?'}password=s3cret" for url in urls)
     with running_service(tmp_path, DATABASE_URL=role, OWNER_DATABASE_URL=owner) as process:
         assert process.wait_for_event("started")["settings"]["owner_database_url"]
@@ -82,13 +82,13 @@ def test_neither_password_is_in_the_log(urls: tuple[str, str], tmp_path: Path) -
         "create role another",
     ],
 )
-def test_what_the_role_cannot_do(served: ServiceProcess, urls: tuple[str, str], statement: str) -> None:
+def test_role_lacks_privileges_beyond_its_grants(served: ServiceProcess, urls: tuple[str, str], statement: str) -> None:
     assert_accepted(post(served.client, "o"))
     with psycopg.connect(urls[1]) as session, pytest.raises(psycopg.errors.InsufficientPrivilege):
         session.execute(statement.encode())
 
 
-def test_what_the_role_could_do_before_is_taken_from_it(urls: tuple[str, str], tmp_path: Path) -> None:
+def test_excess_privileges_of_the_role_are_revoked(urls: tuple[str, str], tmp_path: Path) -> None:
     owner, role = urls
     schema.migrate(owner)
     query(owner, f'grant all on appointments, appointment_versions to "{ROLE}"')
@@ -98,19 +98,17 @@ def test_what_the_role_could_do_before_is_taken_from_it(urls: tuple[str, str], t
         session.execute("delete from appointment_versions")
 
 
-def test_the_service_needs_no_owner_once_that_has_migrated(urls: tuple[str, str], tmp_path: Path) -> None:
+def test_service_starts_without_the_owner_after_its_migration(urls: tuple[str, str], tmp_path: Path) -> None:
     owner, role = urls
-    done = migrate(tmp_path, DATABASE_URL=role, OWNER_DATABASE_URL=owner)
+    done = run_command(tmp_path, "migrate", DATABASE_URL=role, OWNER_DATABASE_URL=owner)
     assert (done.returncode, done.stdout) == (0, f"migrate: {', '.join(schema.KNOWN)}\n"), done.stderr
     with running_service(tmp_path, DATABASE_URL=role, OWNER_DATABASE_URL="") as process:
         assert_accepted(post(process.client, "o"))
-    undone = migrate(tmp_path, "rollback", DATABASE_URL=role, OWNER_DATABASE_URL=owner)
+    undone = run_command(tmp_path, "rollback", DATABASE_URL=role, OWNER_DATABASE_URL=owner)
     assert (undone.returncode, undone.stdout) == (0, f"rollback: {schema.KNOWN[-1]}\n"), undone.stderr
 
 
-def test_without_its_grants_the_service_is_unavailable_and_not_defective(
-    served: ServiceProcess, urls: tuple[str, str]
-) -> None:
+def test_missing_grants_are_reported_as_503_and_not_as_500(served: ServiceProcess, urls: tuple[str, str]) -> None:
     query(urls[0], f'revoke all on appointments, appointment_versions, _yoyo_migration from "{ROLE}"')
     for response in (post(served.client, "o"), served.client.get("/api/appointments")):
         assert_problem(response, 503, "DATABASE_UNAVAILABLE")
@@ -120,9 +118,9 @@ def test_without_its_grants_the_service_is_unavailable_and_not_defective(
     assert served.client.get("/readyz").status_code == 200
 
 
-def test_a_role_that_finds_migrations_missing_says_what_to_set(urls: tuple[str, str], tmp_path: Path) -> None:
+def test_error_about_missing_migrations_names_the_setting_for_the_owner(urls: tuple[str, str], tmp_path: Path) -> None:
     for command in ("serve", "migrate"):
-        done = migrate(tmp_path, command, DATABASE_URL=urls[1])
+        done = run_command(tmp_path, command, DATABASE_URL=urls[1])
         assert done.returncode == 1
         assert done.stderr.startswith("error: The database refuses: ")
         assert done.stderr.endswith(" Set OWNER_DATABASE_URL.\n")
@@ -142,11 +140,12 @@ def test_a_role_that_finds_migrations_missing_says_what_to_set(urls: tuple[str, 
         ({"DATABASE_URL": "postgresql://127.0.0.1:1/d", "OWNER_DATABASE_URL": "{owner}"}, "The database refuses: "),
     ],
 )
-def test_what_is_wrong_with_the_two_urls_is_said_at_the_start(
+def test_unusable_pair_of_database_urls_stops_the_start_with_one_line(
     urls: tuple[str, str], tmp_path: Path, settings: dict[str, str], message: str
 ) -> None:
     owner, role = urls
-    done = migrate(tmp_path, "serve", **{name: url.format(owner=owner, role=role) for name, url in settings.items()})
+    urls_of_test = {name: url.format(owner=owner, role=role) for name, url in settings.items()}
+    done = run_command(tmp_path, "serve", **urls_of_test)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert message in done.stderr

@@ -14,12 +14,12 @@ def read(tmp_path: Path, environment: dict[str, str] | None = None, file: str = 
     return read_settings(environment or {}, tmp_path / ".env")
 
 
-def test_without_any_the_defaults_count(tmp_path: Path) -> None:
+def test_missing_and_empty_settings_have_their_defaults(tmp_path: Path) -> None:
     assert read_settings({}, tmp_path / "missing") == Settings()
     assert read(tmp_path, {"PORT": "", "PATH": "/bin"}, "\n# only a comment\nHOST=\n") == Settings()
 
 
-def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
+def test_environment_overrides_the_file(tmp_path: Path) -> None:
     file = "PORT=4000\nexport HOST='0.0.0.0' # all\nDATABASE_URL=\"postgres://u:p$x@h/d\"\n"
     settings = read(tmp_path, {"PORT": " 5000 ", "LOG_LEVEL": "WARNING"}, file)
     assert settings == Settings(port=5000, host="0.0.0.0", log_level="warning", database_url="postgres://u:p$x@h/d")
@@ -49,7 +49,7 @@ def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
         ("SHUTDOWN_GRACE_MS", "1s"),
     ],
 )
-def test_a_malformed_setting_is_named_in_one_line(tmp_path: Path, name: str, value: str) -> None:
+def test_malformed_setting_is_named_in_a_one_line_error(tmp_path: Path, name: str, value: str) -> None:
     for environment, file in (({name: value}, ""), ({}, f"{name}={value}")):
         with pytest.raises(StartError, match=f"^Setting {name} is wrong: .*\\.$") as caught:
             read(tmp_path, environment, file)
@@ -67,18 +67,18 @@ def test_a_malformed_setting_is_named_in_one_line(tmp_path: Path, name: str, val
         ("HOST='a", "line 1: expected NAME=value"),
     ],
 )
-def test_a_faulty_line_of_the_file_is_named(tmp_path: Path, file: str, message: str) -> None:
+def test_malformed_line_of_the_file_is_named(tmp_path: Path, file: str, message: str) -> None:
     with pytest.raises(StartError, match=message):
         read(tmp_path, file=file)
 
 
-def test_a_file_that_is_not_utf8_is_named_too(tmp_path: Path) -> None:
+def test_line_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     (tmp_path / ".env").write_bytes(b"PORT=1\nN\xff=2\n")
     with pytest.raises(StartError, match=r"line 2: N.* is not a setting"):
         read_settings({}, tmp_path / ".env")
 
 
-def test_settings_cannot_change() -> None:
+def test_settings_are_immutable() -> None:
     with pytest.raises(AttributeError):
         Settings().port = 1  # type: ignore[misc]
 
@@ -100,7 +100,7 @@ def test_passwords_are_masked(url: str, masked: str) -> None:
     assert Settings(database_url=url).masked()["database_url"] == masked
 
 
-def test_the_example_shows_every_setting_with_its_default(tmp_path: Path) -> None:
+def test_env_example_lists_every_setting_with_its_default(tmp_path: Path) -> None:
     example = (ROOT / ".env.example").read_text()
     assert read(tmp_path, file=example) == Settings()
     shown = [line.lstrip("# ").partition("=")[0] for line in example.splitlines() if "=" in line]

@@ -1,4 +1,4 @@
-"""What a statement's file says of it is what PostgreSQL says of it."""
+"""The header of each statement's file: its form, and that PostgreSQL reports the same parameters and columns."""
 
 import re
 
@@ -15,7 +15,7 @@ SECTIONS = ("Parameters:", "Result", "Lock:", "Errors:", "Indexes:")
 ALL = [value for value in vars(statements).values() if isinstance(value, Statement)]
 
 
-def test_every_file_is_a_statement_under_its_own_name() -> None:
+def test_every_sql_file_is_loaded_under_its_own_name() -> None:
     assert sorted(statement.name for statement in ALL) == sorted(path.stem for path in (ROOT / "sql").iterdir())
     for name, value in vars(statements).items():
         if isinstance(value, Statement):
@@ -23,9 +23,9 @@ def test_every_file_is_a_statement_under_its_own_name() -> None:
 
 
 @pytest.mark.parametrize("statement", ALL, ids=lambda statement: statement.name)
-def test_the_file_keeps_the_style(statement: Statement) -> None:
+def test_file_follows_the_style(statement: Statement) -> None:
     header = re.split(r"\n(?!--)", statement.text, maxsplit=1)[0]
-    assert re.match(r"-- [A-Z][^\n]*\.\n--\n", header), "a first sentence that says what it decides"
+    assert re.match(r"-- [A-Z][^\n]*\.\n--\n", header), "the first line must be a sentence that says what it does"
     places = [header.index(f"\n-- {section}") for section in SECTIONS]
     assert places == sorted(places)
     code = re.sub(r"--.*|'[^']*'", "", statement.text)
@@ -36,7 +36,7 @@ def test_the_file_keeps_the_style(statement: Statement) -> None:
 
 
 @pytest.mark.parametrize("statement", ALL, ids=lambda statement: statement.name)
-async def test_the_header_names_parameters_and_columns_as_postgresql_does(
+async def test_header_matches_the_parameters_and_columns_reported_by_postgresql(
     statement: Statement, database_url: str
 ) -> None:
     header = statement.text.split("\nselect ", 1)[0].split("\nwith ", 1)[0]

@@ -1,4 +1,4 @@
-"""The statement that writes, without a service around it."""
+"""The upsert statement and the constraints of the schema, without the service."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -33,7 +33,7 @@ async def upsert(
     return {name: value for name, value in row.items() if value is not None and name != "place"}
 
 
-async def test_verdicts_come_with_what_belongs_to_them(database: Database, database_url: str) -> None:
+async def test_verdicts_carry_their_version_or_blocker(database: Database, database_url: str) -> None:
     blocker = {
         "blocker_external_id": "a",
         "blocker_start": "2020-10-10T10:00:00.000Z",
@@ -51,7 +51,7 @@ async def test_verdicts_come_with_what_belongs_to_them(database: Database, datab
     assert_invariants(database_url)
 
 
-async def test_a_version_row_holds_all_of_the_appointment(database: Database, database_url: str) -> None:
+async def test_version_row_is_a_full_copy_of_the_appointment(database: Database, database_url: str) -> None:
     for version in range(3):
         await upsert(database, "a", version, version + 1, updated=version)
         await upsert(database, "b", version + 10, version + 11, updated=version)
@@ -73,14 +73,15 @@ async def test_a_version_row_holds_all_of_the_appointment(database: Database, da
     assert_invariants(database_url)
 
 
-async def test_nothing_but_ok_writes_a_version(database: Database, database_url: str) -> None:
-    await upsert(database, "a", 10, 11)
-    await upsert(database, "a", 10, 12)
-    await upsert(database, "b", 10, 12)
+async def test_stale_and_conflicting_payloads_record_no_version(database: Database, database_url: str) -> None:
+    verdicts = [
+        (await upsert(database, *payload))["verdict"] for payload in (("a", 10, 11), ("a", 10, 12), ("b", 10, 12))
+    ]
+    assert verdicts == ["ok", "stale", "conflict"]
     assert query(database_url, "select external_id, version from appointment_versions") == [("a", 1)]
 
 
-async def test_a_cancelled_row_is_no_neighbour_and_not_listed(database: Database) -> None:
+async def test_cancelled_appointment_blocks_nothing_and_is_not_listed(database: Database) -> None:
     await upsert(database, "a", 10, 11)
     assert await upsert(database, "a", 10, 11, updated=1, cancelled=True) == {"verdict": "ok", "version": 2}
     assert (await upsert(database, "b", 10, 11))["verdict"] == "ok"
@@ -88,7 +89,7 @@ async def test_a_cancelled_row_is_no_neighbour_and_not_listed(database: Database
     assert '"b"' in row["appointment"]
 
 
-async def test_a_later_update_brings_a_cancelled_row_back(database: Database, database_url: str) -> None:
+async def test_later_payload_reactivates_a_cancelled_appointment(database: Database, database_url: str) -> None:
     await upsert(database, "a", 10, 11, cancelled=True)
     await upsert(database, "b", 10, 11)
     assert (await upsert(database, "a", 10, 11, updated=1))["verdict"] == "conflict"
@@ -99,7 +100,7 @@ async def test_a_later_update_brings_a_cancelled_row_back(database: Database, da
     assert_invariants(database_url)
 
 
-async def test_a_cancelled_payload_conflicts_with_nobody(database: Database, database_url: str) -> None:
+async def test_cancelled_payload_never_conflicts(database: Database, database_url: str) -> None:
     await upsert(database, "a", 10, 11)
     await upsert(database, "b", 11, 12)
     assert await upsert(database, "c", 10, 12, cancelled=True) == {"verdict": "ok", "version": 1}
@@ -108,14 +109,14 @@ async def test_a_cancelled_payload_conflicts_with_nobody(database: Database, dat
     assert_invariants(database_url)
 
 
-async def test_received_at_increases_even_if_the_clock_goes_back(database: Database, database_url: str) -> None:
+async def test_received_at_increases_even_if_the_clock_is_set_back(database: Database, database_url: str) -> None:
     await upsert(database, "a", 10, 11)
     query(database_url, "update appointments set received_at = '2999-01-01'")
     await upsert(database, "a", 10, 11, updated=1)
     assert query(database_url, "select received_at::text from appointments") == [("2999-01-01 00:00:00.000001+00",)]
 
 
-async def test_a_held_lock_makes_busy_and_writes_nothing(database: Database, database_url: str) -> None:
+async def test_upsert_is_busy_and_writes_nothing_while_the_lock_is_held(database: Database, database_url: str) -> None:
     async with database.connection() as holder, holder.transaction():
         locked = await holder.fetch(UPSERT_APPOINTMENT, ["o", "p"], *[[None, None]] * 7)
         assert [row["verdict"] for row in locked] == ["locked", "locked"]
@@ -128,7 +129,9 @@ async def test_a_held_lock_makes_busy_and_writes_nothing(database: Database, dat
 @pytest.mark.parametrize(
     "during", ["empty", "[2020-01-01,2020-01-01]", "(2020-01-01,2020-01-02)", "[2020-01-01,)", "(,2020-01-01)", "(,)"]
 )
-async def test_the_schema_refuses_any_interval_but_start_to_before_end(database_url: str, during: str) -> None:
+async def test_schema_rejects_intervals_other_than_start_inclusive_end_exclusive(
+    database_url: str, during: str
+) -> None:
     connection = await asyncpg.connect(database_url)
     try:
         with pytest.raises(asyncpg.CheckViolationError):
@@ -141,7 +144,7 @@ async def test_the_schema_refuses_any_interval_but_start_to_before_end(database_
         await connection.close()
 
 
-async def test_the_schema_itself_refuses_an_overlap(database: Database, database_url: str) -> None:
+async def test_schema_rejects_overlapping_appointments(database: Database, database_url: str) -> None:
     await upsert(database, "a", 10, 11)
     connection = await asyncpg.connect(database_url)
     try:
@@ -155,7 +158,7 @@ async def test_the_schema_itself_refuses_an_overlap(database: Database, database
         await connection.close()
 
 
-async def test_a_version_cannot_lose_its_appointment(database: Database, database_url: str) -> None:
+async def test_schema_rejects_deleting_an_appointment_with_versions(database: Database, database_url: str) -> None:
     await upsert(database, "a", 10, 11)
     with pytest.raises(psycopg.errors.ForeignKeyViolation):
         query(database_url, "delete from appointments")

@@ -1,4 +1,4 @@
-"""Which writes of a batch one call of the statement may decide."""
+"""How a batch is divided into runs, each of which is one call of the statement."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -12,7 +12,7 @@ from service.contract.body import Appointment
 from service.writing.batch import Write, arrange, settle
 
 DAY = datetime(2020, 10, 10, tzinfo=UTC)
-LOOP = asyncio.new_event_loop()  # of futures that nobody waits for
+LOOP = asyncio.new_event_loop()  # the futures of these tests are never awaited
 LOOP.close()
 
 
@@ -27,7 +27,8 @@ def write(
     return Write(appointment, LOOP, sequence)
 
 
-def touch(one: Write, other: Write) -> bool:
+def depend_on_order(one: Write, other: Write) -> bool:
+    """Whether they have the same id, overlap, or belong to one sequence, within an organisation."""
     a, b = one.appointment, other.appointment
     overlap = a.start < b.end and b.start < a.end and not (a.cancelled or b.cancelled)
     return a.org_id == b.org_id and (a.id == b.id or overlap or (one.sequence == other.sequence is not None))
@@ -44,33 +45,33 @@ WRITES = st.tuples(
 
 
 @given(st.lists(WRITES, max_size=24))
-def test_no_two_of_a_run_touch_and_those_that_touch_keep_their_order(
+def test_dependent_writes_are_in_different_runs_and_keep_their_order(
     drawn: list[tuple[str, str, int, int, bool, int | None]],
 ) -> None:
-    batch = [write(*each) for each in drawn]
+    batch = [write(*arguments) for arguments in drawn]
     runs = arrange(batch)
-    place = {id(each): number for number, run in enumerate(runs) for each in run.writes}
-    assert len(place) == len(batch) == sum(len(run.writes) for run in runs)
+    run_numbers = {id(member): number for number, run in enumerate(runs) for member in run.writes}
+    assert len(run_numbers) == len(batch) == sum(len(run.writes) for run in runs)
     for earlier, later in combinations(batch, 2):
-        if touch(earlier, later):
-            assert place[id(earlier)] < place[id(later)]
+        if depend_on_order(earlier, later):
+            assert run_numbers[id(earlier)] < run_numbers[id(later)]
 
 
-def test_writes_that_do_not_touch_are_one_run_with_an_array_for_each_column() -> None:
+def test_independent_writes_are_one_run_with_one_array_per_column() -> None:
     batch = [write("o", "a", 1, 1), write("o", "b", 2, 1), write("o", "c", 0, 1), write("p", "a", 1, 1)]
     [run] = arrange(batch)
     organisations, external_ids, *_ = run.arguments()
     assert (organisations, external_ids) == (("o", "o", "o", "p"), ("a", "b", "c", "a"))
 
 
-def test_a_verdict_goes_to_the_write_of_its_place_and_busy_ones_come_back() -> None:
+def test_verdicts_settle_the_writes_at_their_place_and_busy_writes_are_returned() -> None:
     batch = [write("o", "a", 1, 1), write("o", "b", 2, 1), write("o", "a", 3, 1)]
     rows = [{"place": 2, "verdict": "ok"}, {"place": 1, "verdict": "busy"}, {"place": 1, "verdict": "stale"}]
     assert settle(arrange(batch), rows) == [batch[0]]
-    assert [each.future.done() for each in batch] == [False, True, True]
+    assert [member.future.done() for member in batch] == [False, True, True]
     assert (batch[1].future.result().outcome, batch[2].future.result().outcome) == ("ok", "stale")
 
 
-def test_a_row_too_few_is_an_error_and_not_a_write_that_waits_for_ever() -> None:
+def test_missing_row_is_an_error_and_leaves_no_write_waiting_silently() -> None:
     with pytest.raises(ValueError, match="shorter"):
         settle(arrange([write("o", "a", 1, 1), write("o", "b", 2, 1)]), [{"place": 1, "verdict": "ok"}])

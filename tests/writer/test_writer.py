@@ -1,7 +1,7 @@
-"""The writer by itself: batches, and what happens to those in them when something fails."""
+"""The writer without HTTP: batches, contention, limits, and failures in the middle of a batch."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -19,14 +19,24 @@ from service.writing.batch import Verdict, Write
 from service.writing.lane import BUSY_ROUNDS_MAX
 from service.writing.writer import Writer, open_writer
 from tests.databases import LOCK_ORGANISATION, assert_invariants, query, wait_until_blocked, with_name
+from tests.processes import wait_until
 
 DAY = datetime(2020, 10, 10, tzinfo=UTC)
-OTHERS = """select pg_terminate_backend(pid, 5000) from pg_stat_activity
-    where datname = current_database() and pid <> pg_backend_pid()"""
+OTHER_SESSIONS = "from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
+TERMINATE_OTHER_SESSIONS = f"select pg_terminate_backend(pid, 5000) {OTHER_SESSIONS}"
+# An advisory lock's key of 64 bits is in two columns of pg_locks.
+LOCK_WAITS = """select count(*) from pg_locks
+    where locktype = 'advisory' and not granted and database = (select oid from pg_database
+        where datname = current_database())
+        and classid::int8 << 32 | objid::int8 = hashtextextended(%s, 0)"""
+FAIL_ON_A_7 = """
+    create function fail() returns trigger language plpgsql as $$ begin raise exception 'no'; end $$;
+    create trigger fail before insert on appointments for each row when (new.external_id = 'a-7')
+    execute function fail()"""
 
 
 def appointment(number: int, org_id: str = "o") -> Appointment:
-    """The hour of that number; all of them are disjoint."""
+    """An appointment in the hour of that number; different numbers do not overlap."""
     start = DAY + timedelta(hours=number)
     end = start + timedelta(hours=1)
     return Appointment(
@@ -41,15 +51,15 @@ async def writer(database_url: str) -> AsyncIterator[Writer]:
 
 
 @contextmanager
-def foreign_lock(database_url: str, org_id: str = "o") -> Iterator[None]:
-    """As another process at the organisation."""
+def lock_held_elsewhere(database_url: str, org_id: str = "o") -> Iterator[None]:
+    """The organisation's lock is held by a session that stands for another process."""
     with psycopg.connect(database_url) as session:
         session.execute(LOCK_ORGANISATION, (org_id,))
         yield
 
 
 async def outcomes(writes: list[asyncio.Task[Verdict]]) -> list[str]:
-    """The outcome of each, or the code of its problem, or the name of its error."""
+    """For each write its outcome, or the code of its problem, or the name of its exception."""
     results: list[Any] = await asyncio.gather(*writes, return_exceptions=True)
     return [
         result.problem.code if isinstance(result, ProblemError) else getattr(result, "outcome", type(result).__name__)
@@ -57,21 +67,29 @@ async def outcomes(writes: list[asyncio.Task[Verdict]]) -> list[str]:
     ]
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    await asyncio.to_thread(wait_until, condition)
+
+
+async def until_blocked(database_url: str) -> None:
+    await asyncio.to_thread(wait_until_blocked, database_url)
+
+
 def batches() -> tuple[float, float]:
-    """How many there were, and how many writes in them."""
+    """The number of batches so far, and of the writes in them."""
     [family] = metrics.BATCH_WRITES.collect()
     values = {sample.name: sample.value for sample in family.samples}
     return values["writer_batch_writes_count"], values["writer_batch_writes_sum"]
 
 
-def all_at_once(writer: Writer, *appointments: Appointment) -> list[asyncio.Task[Verdict]]:
+def write_concurrently(writer: Writer, *appointments: Appointment) -> list[asyncio.Task[Verdict]]:
     return [asyncio.create_task(writer.write(each)) for each in appointments]
 
 
-async def test_what_comes_together_is_one_batch(writer: Writer, database_url: str) -> None:
+async def test_concurrent_writes_are_one_batch_and_one_commit(writer: Writer, database_url: str) -> None:
     await writer.write(appointment(0))
     before = batches()
-    writes = all_at_once(writer, *(appointment(number, f"o-{number % 3}") for number in range(1, 101)))
+    writes = write_concurrently(writer, *(appointment(number, f"o-{number % 3}") for number in range(1, 101)))
     assert set(await outcomes(writes)) == {"ok"}
     count, sum_ = batches()
     assert (count - before[0], sum_ - before[1]) == (1, 100)
@@ -79,35 +97,29 @@ async def test_what_comes_together_is_one_batch(writer: Writer, database_url: st
     assert_invariants(database_url)
 
 
-async def test_the_writes_of_a_batch_see_each_other(writer: Writer) -> None:
-    same, longer = appointment(1), appointment(1)
-    other = Appointment(**{field: getattr(longer, field) for field in longer.__struct_fields__} | {"id": "b"})
-    writes = all_at_once(writer, appointment(1), same, other, appointment(2))
+async def test_writes_see_earlier_writes_of_the_same_batch(writer: Writer) -> None:
+    overlapping = Appointment(**asdict(appointment(1)) | {"id": "b"})
+    writes = write_concurrently(writer, appointment(1), appointment(1), overlapping, appointment(2))
     assert await outcomes(writes) == ["ok", "stale", "conflict", "ok"]
     blocker = (await writes[2]).blocker
     assert blocker is not None
     assert (blocker.external_id, blocker.start) == ("a-1", "2020-10-10T01:00:00.000Z")
 
 
-async def test_a_row_that_fails_harms_no_other(writer: Writer, database_url: str) -> None:
-    query(
-        database_url,
-        "create function refuse() returns trigger language plpgsql as $$ begin raise exception 'no'; end $$;"
-        "create trigger refuse before insert on appointments for each row when (new.external_id = 'a-7')"
-        " execute function refuse()",
-    )
+async def test_failing_row_does_not_affect_the_rest_of_its_batch(writer: Writer, database_url: str) -> None:
+    query(database_url, FAIL_ON_A_7)
     expected = ["RaiseError" if number == 7 else "ok" for number in range(10)]
-    assert await outcomes(all_at_once(writer, *map(appointment, range(10)))) == expected
+    assert await outcomes(write_concurrently(writer, *map(appointment, range(10)))) == expected
     assert query(database_url, "select count(*) from appointment_versions") == [(9,)]
     assert_invariants(database_url)
 
 
-async def test_a_cancelled_write_gets_nobody_elses_verdict(writer: Writer, database_url: str) -> None:
-    with foreign_lock(database_url):
-        writes = all_at_once(writer, *map(appointment, range(4)))
-        await asyncio.to_thread(wait_until_blocked, database_url)
-        late = all_at_once(writer, appointment(4), appointment(4), appointment(5))
-        await asyncio.sleep(0)
+async def test_cancelled_writes_do_not_shift_the_verdicts_of_others(writer: Writer, database_url: str) -> None:
+    with lock_held_elsewhere(database_url):
+        writes = write_concurrently(writer, *map(appointment, range(4)))
+        await until_blocked(database_url)
+        late = write_concurrently(writer, appointment(4), appointment(4), appointment(5))
+        await asyncio.sleep(0)  # the tasks start
         writes[1].cancel()
         late[0].cancel()
     assert await outcomes(writes) == ["ok", "CancelledError", "ok", "ok"]
@@ -115,119 +127,125 @@ async def test_a_cancelled_write_gets_nobody_elses_verdict(writer: Writer, datab
     assert_invariants(database_url)
 
 
-async def test_an_organisation_held_elsewhere_keeps_nobody_else_waiting(writer: Writer, database_url: str) -> None:
-    with foreign_lock(database_url):
+async def test_locked_organisation_does_not_block_others(writer: Writer, database_url: str) -> None:
+    with lock_held_elsewhere(database_url):
         held = asyncio.create_task(writer.write(appointment(1)))
-        await asyncio.to_thread(wait_until_blocked, database_url)
+        await until_blocked(database_url)
         for number in range(5):
             assert (await asyncio.wait_for(writer.write(appointment(number, "other")), 5)).outcome == "ok"
         assert not held.done()
     assert (await held).outcome == "ok"
 
 
-async def test_who_waits_too_long_for_an_organisation_gets_a_503(database_url: str) -> None:
+async def test_write_that_waits_too_long_for_its_organisation_is_refused(database_url: str) -> None:
     settings = Settings(database_url=database_url, write_wait_ms_max=300)
     async with open_writer(settings) as writer:
-        with foreign_lock(database_url):
+        with lock_held_elsewhere(database_url):
             first = asyncio.create_task(writer.write(appointment(1)))
-            await asyncio.to_thread(wait_until_blocked, database_url)
+            await until_blocked(database_url)
             later = asyncio.create_task(writer.write(appointment(2)))
             assert await outcomes([first, later]) == ["OVERLOADED", "OVERLOADED"]
             assert query(database_url, "select external_id from appointments") == []
-        assert await outcomes(all_at_once(writer, appointment(1))) == ["ok"]
+        assert await outcomes(write_concurrently(writer, appointment(1))) == ["ok"]
 
 
-async def test_who_holds_one_lock_for_long_keeps_only_those_waiting_who_want_it(database_url: str) -> None:
+async def test_organisation_locked_for_long_blocks_no_other_in_either_of_two_writers(database_url: str) -> None:
     settings = Settings(database_url=database_url)
     async with open_writer(settings) as writer, open_writer(settings) as other:
-        with foreign_lock(database_url, "held"):
-            held = all_at_once(writer, appointment(1, "held"), appointment(2, "held"))
-            await asyncio.to_thread(wait_until_blocked, database_url)
+        with lock_held_elsewhere(database_url, "held"):
+            held = write_concurrently(writer, appointment(1, "held"), appointment(2, "held"))
+            await until_blocked(database_url)
             for number in range(50):
-                pair = [*all_at_once(writer, appointment(2 * number)), *all_at_once(other, appointment(2 * number + 1))]
+                pair = [
+                    *write_concurrently(writer, appointment(2 * number)),
+                    *write_concurrently(other, appointment(2 * number + 1)),
+                ]
                 assert await asyncio.wait_for(outcomes(pair), 3) == ["ok", "ok"]
             assert not any(write.done() for write in held)
         assert await outcomes(held) == ["ok", "ok"]
 
 
-async def test_a_row_that_a_foreign_session_holds_keeps_no_other_organisation_waiting(
+async def test_row_locked_by_a_foreign_session_does_not_block_other_organisations(
     writer: Writer, database_url: str
 ) -> None:
-    """A session that takes no lock of ours, as of somebody at a terminal."""
+    """The session takes no advisory lock, as in psql."""
     await writer.write(appointment(1, "held"))
     with psycopg.connect(database_url) as session:
         session.execute("update appointments set version = version where org_id = 'held'")
         moved = Appointment(**asdict(appointment(1, "held")) | {"updated_at": DAY + timedelta(hours=1)})
-        held = all_at_once(writer, moved)
-        others = all_at_once(writer, *(appointment(1, f"o-{number}") for number in range(50)))
+        held = write_concurrently(writer, moved)
+        others = write_concurrently(writer, *(appointment(1, f"o-{number}") for number in range(50)))
         assert set(await asyncio.wait_for(outcomes(others), 3)) == {"ok"}
         assert not held[0].done()
     assert await outcomes(held) == ["ok"]
     assert_invariants(database_url)
 
 
-async def test_many_organisations_held_elsewhere_keep_nobody_else_waiting(writer: Writer, database_url: str) -> None:
-    """More of them than there are patient connections; and the one that is free again has been waited for."""
+async def test_many_locked_organisations_do_not_delay_one_whose_lock_is_released(
+    writer: Writer, database_url: str
+) -> None:
+    """There are more of them than connections that wait for locks."""
     names = [f"held-{number}" for number in range(24)]
+    before = metrics.CONTENDED_BATCHES._value.get()
     with psycopg.connect(database_url) as session:
         for name in names:
             session.execute(LOCK_ORGANISATION, (name,))
-        held = all_at_once(writer, *(appointment(1, name) for name in names for _ in range(2)))
-        await asyncio.sleep(1)  # so that each is waited for by itself
+        held = write_concurrently(writer, *(appointment(1, name) for name in names for _ in range(2)))
+        # Two batches of many organisations have failed, and at least one of three batches of a single organisation:
+        # from now on each of these organisations is waited for separately.
+        await until(lambda: metrics.CONTENDED_BATCHES._value.get() - before > 2 + 3)
         for number in range(5):
-            with foreign_lock(database_url, "free again"):
-                again = all_at_once(writer, *(appointment(2 * number + each, "free again") for each in range(2)))
-                await asyncio.sleep(0.05)
-            assert await asyncio.wait_for(outcomes(again), 0.5) == ["ok", "ok"]
+            with lock_held_elsewhere(database_url, "released"):
+                released = write_concurrently(writer, *(appointment(2 * number + n, "released") for n in range(2)))
+                await until(lambda: query(database_url, LOCK_WAITS, "released") == [(1,)])
+            # Less than one attempt to get a lock that is held takes.
+            assert await asyncio.wait_for(outcomes(released), 0.5) == ["ok", "ok"]
         assert not any(write.done() for write in held)
     assert set(await outcomes(held)) == {"ok", "stale"}
 
 
-async def test_narrowing_a_batch_down_takes_no_longer_than_a_write_may_wait(database_url: str) -> None:
-    query(
-        database_url,
-        "create function refuse() returns trigger language plpgsql as $$ begin raise exception 'no'; end $$;"
-        "create trigger refuse before insert on appointments for each row when (new.external_id = 'a-7')"
-        " execute function refuse()",
-    )
+async def test_splitting_a_failed_batch_respects_the_time_limit_of_a_write(database_url: str) -> None:
+    query(database_url, FAIL_ON_A_7)
     async with open_writer(Settings(database_url=database_url, write_wait_ms_max=1000)) as writer:
         with psycopg.connect(database_url) as session:
             for number in range(30):
                 session.execute(LOCK_ORGANISATION, (f"o-{number}",))
-            names = [f"o-{number}" for number in range(30) for _ in range(2)]  # two, so that they come here at once
-            writes = all_at_once(writer, appointment(7), *(appointment(1, name) for name in names))
+            # Two writes of a locked organisation wait for its lock at once, without being carried over first.
+            names = [f"o-{number}" for number in range(30) for _ in range(2)]
+            writes = write_concurrently(writer, appointment(7), *(appointment(1, name) for name in names))
             async with asyncio.timeout(3):
                 found = await outcomes(writes)
-        assert found[0] in ("RaiseError", "OVERLOADED")  # as its turn came before or after the limit
+        assert found[0] in ("RaiseError", "OVERLOADED")  # its turn comes before or after the time limit
         assert found[1:] == ["OVERLOADED"] * 60
 
 
-async def test_who_waits_too_long_in_the_queue_of_a_lane_gets_a_503(database_url: str) -> None:
+async def test_write_queued_too_long_in_its_lane_is_refused(database_url: str) -> None:
     settings = Settings(database_url=database_url, write_wait_ms_max=200)
     async with open_writer(settings) as writer:
         with psycopg.connect(database_url) as session:
             session.execute("lock table appointments in access exclusive mode")
-            under_way = all_at_once(writer, appointment(1))
-            await asyncio.to_thread(wait_until_blocked, database_url)
-            queued = all_at_once(writer, appointment(2))
-            assert await asyncio.wait_for(outcomes(queued), 0.45) == ["OVERLOADED"]
-            assert not under_way[0].done()
-        assert await outcomes(under_way) in (["ok"], ["OVERLOADED"])  # as the limit of its wait came before or after
+            under_way = write_concurrently(writer, appointment(1))
+            await until_blocked(database_url)
+            queued = write_concurrently(writer, appointment(2))
+            assert await outcomes(queued) == ["OVERLOADED"]
+            assert not under_way[0].done()  # so the queue was expired while its lane was still busy
+        # The lane stops waiting after half a second; by then the time limit of the write is over.
+        assert await outcomes(under_way) in (["ok"], ["OVERLOADED"])
 
 
-async def test_a_busy_write_goes_into_the_next_batches_before_it_learns_patience(
+async def test_busy_write_is_carried_over_a_few_times_before_it_waits_for_the_lock(
     writer: Writer, database_url: str
 ) -> None:
     before = metrics.BUSY_CARRIES._value.get(), metrics.CONTENDED_BATCHES._value.get()
-    with foreign_lock(database_url):
-        held = all_at_once(writer, appointment(1))
-        await asyncio.to_thread(wait_until_blocked, database_url)
+    with lock_held_elsewhere(database_url):
+        held = write_concurrently(writer, appointment(1))
+        await until_blocked(database_url)
     assert await outcomes(held) == ["ok"]
     after = metrics.BUSY_CARRIES._value.get(), metrics.CONTENDED_BATCHES._value.get()
     assert (after[0] - before[0], after[1] > before[1]) == (BUSY_ROUNDS_MAX, True)
 
 
-async def test_a_busy_write_comes_before_those_that_came_after_it(writer: Writer) -> None:
+async def test_busy_write_is_carried_over_ahead_of_later_writes(writer: Writer) -> None:
     lane = writer.lane
     first, second = (Write(appointment(number, f"o-{number}"), asyncio.get_running_loop()) for number in range(2))
     lane.put(second)
@@ -235,41 +253,43 @@ async def test_a_busy_write_comes_before_those_that_came_after_it(writer: Writer
     assert lane._take() == [first, second]
 
 
-async def test_over_the_limit_is_a_503_at_once(database_url: str) -> None:
+async def test_writes_over_the_limit_are_refused(database_url: str) -> None:
     async with open_writer(Settings(database_url=database_url, writes_waiting_max=3)) as writer:
-        found = await outcomes(all_at_once(writer, *map(appointment, range(5))))
+        found = await outcomes(write_concurrently(writer, *map(appointment, range(5))))
         assert found == ["ok", "ok", "ok", "OVERLOADED", "OVERLOADED"]
-        assert await outcomes(all_at_once(writer, appointment(4))) == ["ok"]
+        assert await outcomes(write_concurrently(writer, appointment(4))) == ["ok"]
 
 
-async def test_a_lost_connection_is_replaced_before_anybody_needs_it(writer: Writer, database_url: str) -> None:
+async def test_lost_connection_is_replaced_before_a_write_needs_it(writer: Writer, database_url: str) -> None:
     await writer.write(appointment(1))
-    query(database_url, OTHERS)
-    assert await outcomes(all_at_once(writer, appointment(2))) in (["ok"], ["DATABASE_UNAVAILABLE"])
-    assert await outcomes(all_at_once(writer, appointment(2))) in (["ok"], ["stale"])
+    assert set(query(database_url, TERMINATE_OTHER_SESSIONS)) == {(True,)}
+    await until(lambda: query(database_url, f"select pid {OTHER_SESSIONS}") != [])
+    assert await outcomes(write_concurrently(writer, appointment(2))) == ["ok"]
     assert_invariants(database_url)
 
 
-async def test_a_connection_lost_in_the_middle_of_a_batch_leaves_nobody_waiting(
-    writer: Writer, database_url: str
-) -> None:
+async def test_at_most_one_batch_fails_on_a_lost_connection(writer: Writer, database_url: str) -> None:
+    await writer.write(appointment(1))
+    query(database_url, TERMINATE_OTHER_SESSIONS)
+    assert await outcomes(write_concurrently(writer, appointment(2))) in (["ok"], ["DATABASE_UNAVAILABLE"])
+    assert await outcomes(write_concurrently(writer, appointment(2))) in (["ok"], ["stale"])
+    assert_invariants(database_url)
+
+
+async def test_writes_of_a_batch_are_refused_when_its_connection_is_lost(writer: Writer, database_url: str) -> None:
     await writer.write(appointment(0))
     with psycopg.connect(database_url) as session:
         session.execute("lock table appointment_versions in access exclusive mode")
-        writes = all_at_once(writer, *map(appointment, range(1, 20)))
-        await asyncio.to_thread(wait_until_blocked, database_url)
-        query(
-            database_url,
-            "select pg_terminate_backend(pid, 5000) from pg_stat_activity where wait_event_type = 'Lock'"
-            " and datname = current_database()",
-        )
+        writes = write_concurrently(writer, *map(appointment, range(1, 20)))
+        await until_blocked(database_url)
+        query(database_url, f"{TERMINATE_OTHER_SESSIONS} and wait_event_type = 'Lock'")
         assert set(await outcomes(writes)) == {"DATABASE_UNAVAILABLE"}
-    again = all_at_once(writer, *map(appointment, range(1, 20)))
+    again = write_concurrently(writer, *map(appointment, range(1, 20)))
     assert set(await outcomes(again)) == {"ok"}
     assert_invariants(database_url)
 
 
-async def test_while_there_is_no_database_writes_are_refused_and_afterwards_not(database_url: str) -> None:
+async def test_writes_are_refused_while_the_database_is_unavailable_and_accepted_afterwards(database_url: str) -> None:
     name = urlsplit(database_url).path.removeprefix("/")
     server = with_name(database_url, "postgres")
     async with open_writer(Settings(database_url=database_url)) as writer:
@@ -277,17 +297,18 @@ async def test_while_there_is_no_database_writes_are_refused_and_afterwards_not(
         query(server, f"alter database {name} with allow_connections false")
         try:
             query(server, f"select pg_terminate_backend(pid, 5000) from pg_stat_activity where datname = '{name}'")
-            found = [await outcomes(all_at_once(writer, *map(appointment, range(1, 4)))) for _ in range(3)]
-            assert {outcome for each in found for outcome in each} == {"DATABASE_UNAVAILABLE"}
+            found = [await outcomes(write_concurrently(writer, *map(appointment, range(1, 4)))) for _ in range(3)]
+            assert found == [["DATABASE_UNAVAILABLE"] * 3] * 3
         finally:
             query(server, f"alter database {name} with allow_connections true")
         async with asyncio.timeout(5):
-            while await outcomes(all_at_once(writer, appointment(1))) == ["DATABASE_UNAVAILABLE"]:
+            while (first := await outcomes(write_concurrently(writer, appointment(1)))) == ["DATABASE_UNAVAILABLE"]:
                 await asyncio.sleep(0.05)
-        assert await outcomes(all_at_once(writer, appointment(1))) == ["stale"]
+        assert first == ["ok"]
+        assert await outcomes(write_concurrently(writer, appointment(1))) == ["stale"]
 
 
-async def test_two_processes_worth_of_writers_share_hot_organisations_without_starving(database_url: str) -> None:
+async def test_two_writers_share_hot_organisations_without_starvation(database_url: str) -> None:
     settings = Settings(database_url=database_url)
     async with open_writer(settings) as one, open_writer(settings) as two:
         writes = [
