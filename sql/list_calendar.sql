@@ -17,6 +17,11 @@
 -- Errors: none of its own.
 -- Indexes: appointments_external_id_key, which also provides the order;
 --   appointment_versions_pkey.
+with changes as (
+    select coalesce(max(v.sequence_number), 0) as last_change
+    from appointment_versions as v
+    where v.org_id = $1::text
+)
 select
     changes.last_change as last_change,
     listed.id as id,
@@ -27,11 +32,7 @@ select
     listed.received_at as received_at,
     listed.version as version,
     listed.cancelled as cancelled
-from (
-    select coalesce(max(v.sequence_number), 0) as last_change
-    from appointment_versions as v
-    where v.org_id = $1::text
-) as changes
+from changes
 left join lateral (
     select
         a.id,
