@@ -1,4 +1,4 @@
-# The service alone: it needs DATABASE_URL (see compose.yaml).
+# The service without a database: set DATABASE_URL (see compose.yaml).
 FROM python:3.13-slim AS build
 WORKDIR /app
 RUN python -m venv /app/.venv

@@ -1,7 +1,7 @@
 """The benchmarks: `make bench`, `make bench QUICK=1`, `make bench ONLY="W1 W7"`.
 
-Starts a PostgreSQL of its own and everything that is measured, goes through all measurements several
-times, checks every answer and what it left in the database, and writes bench/results/.
+Starts its own PostgreSQL and every server that is compared, repeats all measurements in several rounds, checks
+every answer and the rows written, and writes the results to bench/results/.
 """
 
 import argparse
@@ -44,15 +44,15 @@ def main() -> int:
     print(table)
     if not arguments.only:
         report.write(arguments.results, results, table)
-        print(f"written to {arguments.results}", file=sys.stderr)
+        print(f"results written to {arguments.results}", file=sys.stderr)
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0] if __doc__ else None)
     top.add_argument("--size", choices=SIZES, default="full")
-    top.add_argument("--only", nargs="*", default=[], help="the targets to measure, as W1; nothing is written then")
-    top.add_argument("--results", type=Path, default=RESULTS, help="the folder to write to")
+    top.add_argument("--only", nargs="*", default=[], help="measure only these targets, such as W1; writes no files")
+    top.add_argument("--results", type=Path, default=RESULTS, help="output folder")
     return top
 
 

@@ -1,4 +1,4 @@
-"""Those who are measured: each a server process with a database of its own, on one PostgreSQL."""
+"""The contenders: server processes, each with its own database, on one PostgreSQL."""
 
 import os
 import re
@@ -23,19 +23,19 @@ START_SECONDS_MAX = 60
 
 
 class Contender(NamedTuple):
-    """A server and the database it alone writes to."""
+    """A server and its database, which no other server writes to."""
 
     url: str
     database_url: str
     process: psutil.Process
 
     def memory_mb(self) -> float:
-        """Of the largest of its processes."""
+        """Resident memory of the largest of its processes."""
         processes = [self.process, *self.process.children(recursive=True)]
         return max(process.memory_info().rss for process in processes) / 1e6
 
     def statuses(self) -> dict[str, int]:
-        """Of the service: how many answers it has given of each status."""
+        """The number of answers by status; only the service has this route."""
         with urllib.request.urlopen(f"{self.url}/metrics") as response:
             text = response.read().decode()
         found = re.findall(r'^http_request_duration_seconds_count{.*status="(\d+)"} (.+)$', text, re.MULTILINE)
@@ -54,7 +54,7 @@ def service(server_url: str, template: str, **settings: str) -> Iterator[Contend
 
 @contextmanager
 def rival(server_url: str, template: str, name: str, pool: int, workers: int) -> Iterator[Contender]:
-    """One of `bench/rivals/`, with uvicorn's settings for production."""
+    """One of `bench/rivals/`, with production settings of uvicorn."""
     options = ["--loop=uvloop", "--http=httptools", "--no-access-log", "--log-level=warning", f"--workers={workers}"]
     command = [sys.executable, "-m", "uvicorn", f"bench.rivals.{name}:app", *options]
     with contender(server_url, template, command, POOL=str(pool)) as started:
@@ -69,7 +69,7 @@ def contender(server_url: str, template: str, command: list[str], **environment:
         command = [*command, f"--port={port}"]
     with TemporaryDirectory() as directory, new_database(server_url, template) as database_url:
         own = {"PORT": str(port), "DATABASE_URL": database_url, "PYTHONPATH": str(ROOT)} | environment
-        # What it logs is not the table.
+        # Standard output is for the result table, so logs go to standard error.
         process = subprocess.Popen(command, cwd=directory, env=os.environ | own, stdout=sys.stderr)
         try:
             wait_until_it_answers(url, process)
@@ -89,7 +89,7 @@ def wait_until_it_answers(url: str, process: subprocess.Popen[bytes]) -> None:
     while time.monotonic() < deadline and process.poll() is None:
         try:
             urllib.request.urlopen(f"{url}/livez")
-        except HTTPError:  # a rival has no such route, but it answers
+        except HTTPError:  # rivals have no such route, but a 404 shows that they are up
             return
         except OSError:
             time.sleep(0.05)

@@ -1,7 +1,8 @@
--- So many appointments, each with so many versions, spread over organisations: ten minutes each, one after
--- another, before the year 2000. Organisation by organisation, which makes the GiST index cheaper to build.
+-- Inserts appointments with their versions, spread over organisations: ten minutes each, back to back,
+-- before the year 2000. The rows are ordered by organisation, which makes the GiST index cheaper to build.
 --
--- Parameters: %(rows)s, %(organisations)s, %(prefix)s of the organisations' names, and %(versions)s.
+-- Parameters: %(rows)s, the number of appointments; %(organisations)s; %(prefix)s, of the organisations'
+-- names; %(versions)s, per appointment.
 with numbered as (
     select
         n,

@@ -1,4 +1,4 @@
-"""The floor: PostgreSQL's own pgbench runs the service's statements, one transaction at a time."""
+"""The baseline: the service's statements run by PostgreSQL's own pgbench and psql."""
 
 import os
 import re
@@ -12,8 +12,8 @@ import psycopg
 from service.database.embedded import BINARIES
 from service.database.statements import LIST_APPOINTMENTS, UPSERT_APPOINTMENT, Statement
 
-# New appointments that overlap nothing: each client has days of its own. pgbench knows numbers only,
-# so an organisation is one, and a day is written as 20001231.
+# New appointments that do not overlap: each client has its own days. pgbench variables are numbers, so
+# organisations are numbers, and a day is written as 20001231.
 UPSERT_SCRIPT = r"""
 \set slot (:sent * :clients + :client_id) / 1000
 \set sent :sent + 1
@@ -40,11 +40,11 @@ NO_FILTERS = {
     **{f"${number}::timestamptz": "null::timestamptz" for number in (2, 3, 4, 6)},
 }
 LIST_VARIABLES = NO_FILTERS | {"$1::text": ":organisation::text", "$9::int8": "1001::int8"}
-SESSION = "-c plan_cache_mode=force_generic_plan -c jit=off -c timezone=UTC"  # as the service's
+SESSION = "-c plan_cache_mode=force_generic_plan -c jit=off -c timezone=UTC"  # the service's session settings
 
 
 def upsert_rate(database_url: str, clients: int, seconds: float) -> float:
-    """Accepted appointments a second; a busy answer is a transaction, but none of those."""
+    """Accepted appointments per second, counted in the table: a busy verdict is a transaction, but accepts nothing."""
     elapsed = pgbench(database_url, UPSERT_SCRIPT + script(UPSERT_APPOINTMENT, UPSERT_VARIABLES), clients, seconds)[1]
     with psycopg.connect(database_url) as session:
         row = session.execute("select count(*) from appointment_versions").fetchone()
@@ -53,14 +53,14 @@ def upsert_rate(database_url: str, clients: int, seconds: float) -> float:
 
 
 def list_rate(database_url: str, clients: int, seconds: float) -> float:
-    """Reads a second of the organisation `1000`."""
+    """Lists of organisation `1000` per second."""
     text = "\\set organisation 1000\n" + script(LIST_APPOINTMENTS, LIST_VARIABLES)
     transactions, elapsed = pgbench(database_url, text, clients, seconds)
     return transactions / elapsed
 
 
 def copy_rate(database_url: str, organisation: str, rows: int) -> float:
-    """Rows a second of `\\copy`, psql's fastest way to get the JSON of a list."""
+    """Rows per second of `\\copy`, the fastest way to read the JSON of a list with psql."""
     text = script(LIST_APPOINTMENTS, NO_FILTERS | {"$1::text": f"'{organisation}'::text", "$9::int8": "null::int8"})
     copied = " ".join(text.replace(";", "").split())
     command = [
@@ -78,7 +78,7 @@ def copy_rate(database_url: str, organisation: str, rows: int) -> float:
 
 
 def script(statement: Statement, variables: dict[str, str]) -> str:
-    """The statement as it stands in sql/, its parameters replaced."""
+    """The statement's text from sql/ with its parameters replaced."""
     text = re.sub("^--.*\n| --.*$", "", statement.text, flags=re.MULTILINE)
     for parameter, variable in variables.items():
         assert parameter in text, parameter
@@ -88,7 +88,7 @@ def script(statement: Statement, variables: dict[str, str]) -> str:
 
 
 def pgbench(database_url: str, text: str, clients: int, seconds: float) -> tuple[int, float]:
-    """Transactions and the seconds they took."""
+    """The number of transactions and the seconds they took."""
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "script.sql"
         file.write_text(text, encoding="utf-8")

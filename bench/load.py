@@ -1,10 +1,10 @@
-"""Tries a running service: four kinds of request at random, then a check of what they left behind.
+"""Sends four kinds of request at random to a running service, then checks the resulting appointments.
 
     make load N=100 CONCURRENCY=10
 
-The kinds are an appointment, one that overlaps it, one whose createdAt is after its updatedAt, and
-a later update that moves the first; all in one new organisation. The exit status is 1 if an answer
-is not one of those that can be right, or if the organisation is not what the answers say it is.
+The kinds are an appointment, one that overlaps it, one whose createdAt is after its updatedAt, and a later
+update that moves the first. All go to one new organisation. The exit status is 1 if an answer is not among
+the correct ones for its kind, or if the appointments do not match the answers.
 """
 
 import argparse
@@ -39,7 +39,7 @@ POSSIBLE = {
 class Answer(NamedTuple):
     kind: str
     status: int
-    verdict: str  # the status of the body, or the code of the problem
+    verdict: str  # the `status` of an accepted body, or the `code` of a problem
     ms: float
 
 
@@ -49,7 +49,7 @@ async def run(url: str, organisation: str, requests: int, concurrency: int) -> l
     with tqdm(total=requests, unit="requests", file=sys.stderr) as bar:
 
         async def work() -> None:
-            # A client each: 64 requests at once out of one pool of httpx are 4 times slower.
+            # One client per task: 64 concurrent requests through a single httpx pool are 4 times slower.
             async with connect(url) as client:
                 for kind in kinds:
                     answers.append(await send(client, organisation, kind))
@@ -81,19 +81,19 @@ def report(answers: list[Answer], seconds: float) -> None:
     ordered = sorted(answer.ms for answer in answers)
     figures = "   ".join(f"p{n} {ordered[ceil(len(ordered) * n / 100) - 1]:.1f}" for n in (50, 90, 99))
     print(f"\nlatency in ms: {figures}   max {ordered[-1]:.1f}")
-    print(f"{len(answers) / seconds:.0f} requests a second\n")
+    print(f"{len(answers) / seconds:.0f} requests per second\n")
 
 
 def faults(answers: list[Answer], rows: list[dict[str, Any]]) -> list[str]:
-    """What is wrong with the answers, or with the organisation as it was read afterwards."""
-    found = [f"{answer} cannot be" for answer in answers if answer.verdict not in POSSIBLE[answer.kind]]
+    """The faults of the answers, and of the organisation's list as read afterwards."""
+    found = [f"{answer} is impossible" for answer in answers if answer.verdict not in POSSIBLE[answer.kind]]
     for before, after in pairwise(rows):
         if before["end"] > after["start"]:
             found.append(f"{before['externalId']} and {after['externalId']} overlap")
     accepted = Counter(PAYLOADS[answer.kind]["id"] for answer in answers if answer.verdict == "ok")
     versions = {row["externalId"]: row["version"] for row in rows}
     if versions != accepted:
-        found.append(f"versions are {versions}, accepted were {dict(accepted)}")
+        found.append(f"versions are {versions}, but accepted writes are {dict(accepted)}")
     return found
 
 
@@ -103,7 +103,7 @@ async def main(url: str, requests: int, concurrency: int) -> int:
         try:
             await client.get("/livez")
         except httpx.ConnectError:
-            print(f"error: nothing answers at {url}; start it with make serve", file=sys.stderr)
+            print(f"error: no service at {url}; start one with make serve", file=sys.stderr)
             return 1
         started = time.perf_counter()
         answers = await run(url, organisation, requests, concurrency)
@@ -113,18 +113,18 @@ async def main(url: str, requests: int, concurrency: int) -> int:
     for fault in found:
         print(f"FAULT: {fault}")
     if not found:
-        print(f"{organisation}: nothing overlaps, and versions match the answers")
+        print(f"{organisation}: no overlaps, and the versions match the answers")
     return 1 if found else 0
 
 
 def positive(text: str) -> int:
     if int(text) < 1:
-        raise argparse.ArgumentTypeError("expected a number of at least 1")
+        raise argparse.ArgumentTypeError("must be at least 1")
     return int(text)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Tries a running service and checks what it did.")
+    parser = argparse.ArgumentParser(description="Sends random requests to a running service and checks the result.")
     parser.add_argument("--url", default="http://127.0.0.1:3000")
     parser.add_argument("--requests", type=positive, default=100)
     parser.add_argument("--concurrency", type=positive, default=10)

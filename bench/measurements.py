@@ -1,4 +1,4 @@
-"""What is measured, by name, and the check of what it left behind."""
+"""The measurements, and the checks of the answers and of the rows they wrote."""
 
 import time
 from collections.abc import Mapping
@@ -14,9 +14,10 @@ Figures = Mapping[str, float]
 
 
 class Measurement(NamedTuple):
-    """`contender` does `work`; `amount` is the number of connections, for `open` the requests a second
-    as a share of the rate at W1, for `flood` as a multiple of what the contender can take, for `at` the
-    appointments of the organisation."""
+    """A contender and its work. `amount` is the number of connections, with these exceptions: for `open` the
+    offered load as a share of the rate of W1, for `flood` the offered load as a multiple of the contender's
+    capacity, for `at`, `changes` and `stream` the size of the list or history, for `as of` the number of
+    versions per appointment."""
 
     contender: str
     work: str
@@ -26,16 +27,16 @@ class Measurement(NamedTuple):
         return f"{self.contender}: {self.work} {self.amount:g}"
 
 
-SETTLE_SECONDS = 0.3  # longer than any commit takes
+SETTLE_SECONDS = 0.3  # longer than any commit takes, including the slowed down ones
 BUSY = "select from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid() and state <> 'idle'"
 HOT_ORGANISATIONS = 5
 ORGANISATIONS = {"new": 1000, "one": 1, "hot": HOT_ORGANISATIONS, "storm": 1, "batch": 100}
 LONG = "long 0"
 READS_CONNECTIONS = 4
 FLOOD_CONNECTIONS = 1000
-CROWD_SECONDS = 3  # in one second thousands of connections do little but begin
-ONE_A_ROW = b'"version"'
-# Without the look for versions, which the foreign key has no index for: the product deletes nothing.
+CROWD_SECONDS = 3  # within a single second thousands of connections would do little more than connect
+ROW_MARKER = b'"version"'  # occurs once per row of a list
+# As a replica, so that the foreign key is not checked: there is no index for that check, as the service never deletes.
 DELETE_ADDED = """
     set session_replication_role = replica;
     delete from appointment_versions where external_id not like 'filled-%';
@@ -43,7 +44,7 @@ DELETE_ADDED = """
 
 
 def measure(stage: Stage, measurement: Measurement, base_rate: float) -> Figures:
-    """`rate` a second, and latencies in ms. Raises AssertionError if an answer or a row is not right."""
+    """The rate per second and latencies in ms. Raises AssertionError if an answer or a row is wrong."""
     name, work, amount = measurement
     seconds = stage.size.seconds
     if name in ("pgbench", "psql"):
@@ -52,9 +53,9 @@ def measure(stage: Stage, measurement: Measurement, base_rate: float) -> Figures
     if name in ("reads", "history"):
         return stream(contender, int(amount)) if work == "stream" else read(contender, work, int(amount), seconds)
     if name.startswith("table "):
-        as_filled(contender.database_url)
-        wrk.load(contender.url, "new", WARM_UP_SECONDS, 64)  # the others have pushed it out of the caches meanwhile
-        settled(contender.database_url)
+        remove_added(contender.database_url)
+        wrk.load(contender.url, "new", WARM_UP_SECONDS, 64)  # other measurements have evicted the table from caches
+        accepted_once_idle(contender.database_url)
     else:
         empty(contender.database_url)
     if work == "open":
@@ -67,7 +68,7 @@ def measure(stage: Stage, measurement: Measurement, base_rate: float) -> Figures
 
 
 def floor_rate(stage: Stage, measurement: Measurement) -> float:
-    """Of PostgreSQL's own programs."""
+    """The rate of PostgreSQL's own programs, pgbench and psql."""
     name, work, amount = measurement
     if name == "psql":
         return floor.copy_rate(stage.contender("history").database_url, LONG, int(amount))
@@ -80,15 +81,15 @@ def floor_rate(stage: Stage, measurement: Measurement) -> float:
 
 
 def empty(database_url: str) -> None:
-    """And nothing left to write back, so that nobody pays for the one before."""
-    settled(database_url)
+    """Also writes all dirty pages, so that no measurement pays for the one before it."""
+    accepted_once_idle(database_url)
     query(database_url, "truncate appointments, appointment_versions")
     query(database_url, "checkpoint")
 
 
-def as_filled(database_url: str) -> None:
-    """Without what earlier rounds added, so that the table has the size it is named for."""
-    settled(database_url)
+def remove_added(database_url: str) -> None:
+    """Deletes the rows of earlier rounds, so that the table has its nominal size again."""
+    accepted_once_idle(database_url)
     query(database_url, DELETE_ADDED)
     query(database_url, "vacuum analyze appointments, appointment_versions")
     query(database_url, "checkpoint")
@@ -109,8 +110,8 @@ def write(contender: Contender, work: str, connections: int, seconds: float) -> 
         assert {status for status, count in counts.items() if count} <= {"200", "409"}, counts
     else:
         assert load.refused == 0, load
-        # wrk leaves when its time is up; what is under way then is written, but not counted.
-        written = settled(contender.database_url) - before
+        # When wrk's time is up, requests in flight are still written, but not counted as answers.
+        written = accepted_once_idle(contender.database_url) - before
         assert load.answers * items <= written <= (load.answers + connections) * items, load
     assert_invariants(contender.database_url)
     memory = contender.memory_mb()
@@ -130,11 +131,11 @@ def offer(contender: Contender, rate: float, seconds: float) -> Figures:
 
 
 def flood(contender: Contender, times: float, seconds: float) -> Figures:
-    """`rate`, `p99` and so on are of those accepted; `growth` of the process, in MB."""
+    """Rate and latencies are those of accepted writes; `growth_mb` is that of the process."""
     capacity = wrk.load(contender.url, "new", seconds, SLOW_ROOM).rate
-    before, was = settled(contender.database_url), contender.memory_mb()
+    before, memory_before = accepted_once_idle(contender.database_url), contender.memory_mb()
     found = open_loop.load(contender.url, times * capacity, seconds, FLOOD_CONNECTIONS)
-    growth = contender.memory_mb() - was
+    growth = contender.memory_mb() - memory_before
     assert found.lost == 0, found
     taken = found.answers - found.refused
     assert accepted(contender.database_url) == before + taken
@@ -144,20 +145,21 @@ def flood(contender: Contender, times: float, seconds: float) -> Figures:
 
 
 def crowd(contender: Contender, connections: int) -> Figures:
-    """Of so many that some are refused, and come again at once; `rate` is that of those accepted."""
+    """More connections than there is room for: some requests are refused, and their clients send again at once.
+    `rate` counts accepted writes."""
     before = accepted(contender.database_url)
     load = wrk.load(contender.url, "new", CROWD_SECONDS, connections)
     assert load.lost == 0, load
     taken = load.answers - load.refused
-    assert taken <= settled(contender.database_url) - before <= taken + connections, load
+    assert taken <= accepted_once_idle(contender.database_url) - before <= taken + connections, load
     assert_invariants(contender.database_url)
     return {"rate": taken / load.seconds, "refused_rate": load.refused / load.seconds}
 
 
 def read(contender: Contender, work: str, amount: int, seconds: float) -> Figures:
-    """`list`: the organisation of 1,000, over `amount` connections. `at`: one instant in an organisation
-    of `amount`. `as of`: the organisation of 1,000 with `amount` versions each, in the middle of them.
-    `changes`: the last 1,000 of `amount`."""
+    """`list`: an organisation of 1,000 appointments, over `amount` connections. `at`: one instant in an
+    organisation of `amount` appointments. `as of`: 1,000 appointments with `amount` versions each, at an instant
+    in the middle of the versions. `changes`: the last 1,000 of `amount` changes."""
     connections = amount if work == "list" else 64 if work == "at" else READS_CONNECTIONS
     match work:
         case "list":
@@ -180,21 +182,21 @@ def read(contender: Contender, work: str, amount: int, seconds: float) -> Figure
 
 
 def stream(contender: Contender, rows: int) -> Figures:
-    """The whole list of the longest organisation: rows a second, and how much the process grows."""
+    """The whole list of the largest organisation: rows per second, and the growth of the process."""
     before, peak, found, started = contender.memory_mb(), 0.0, 0, time.perf_counter()
     with urlopen(f"{contender.url}/api/appointments?org={LONG.replace(' ', '+')}") as response:
         ending = b""
         while chunk := response.read(1 << 20):
-            found += (ending + chunk).count(ONE_A_ROW)
-            ending = chunk[1 - len(ONE_A_ROW) :]
+            found += (ending + chunk).count(ROW_MARKER)
+            ending = chunk[1 - len(ROW_MARKER) :]
             peak = max(peak, contender.memory_mb())
     seconds = time.perf_counter() - started
     assert (found, ending[-1:]) == (rows, b"]")
     return {"rate": rows / seconds, "growth_mb": peak - before}
 
 
-def settled(database_url: str) -> int:
-    """As `accepted`, once what wrk has left behind is through."""
+def accepted_once_idle(database_url: str) -> int:
+    """The number of accepted writes, once the requests that wrk left in flight are done."""
     count, before = accepted(database_url), -1
     while count != before or query(database_url, BUSY):
         time.sleep(SETTLE_SECONDS)
@@ -203,13 +205,14 @@ def settled(database_url: str) -> int:
 
 
 def accepted(database_url: str) -> int:
+    """The number of accepted writes."""
     [[count]] = query(database_url, "select count(*) from appointment_versions")
     assert isinstance(count, int)
     return count
 
 
 def soak(contender: Contender, seconds: float, parts: int = 10) -> list[float]:
-    """Memory in MB after each part of a long load of new appointments."""
+    """The memory in MB after each part of a long load of new appointments."""
     empty(contender.database_url)
     memory = []
     for _ in range(parts):

@@ -1,4 +1,4 @@
-"""Open-loop load: requests leave on schedule, whatever the answers do, so that queueing shows."""
+"""Open-loop load: requests are sent on schedule, however slow the answers are, so that queueing is measured."""
 
 import asyncio
 import re
@@ -20,8 +20,8 @@ LENGTH = re.compile(rb"content-length: (\d+)", re.IGNORECASE)
 
 
 class Latencies(NamedTuple):
-    """Times from when a request was due to when its answer was whole; those refused, which have statuses
-    above 399, are not in the other figures."""
+    """Times from a request's scheduled instant to the end of its answer. Answers with a status above 399 are
+    `refused`, and their latencies are in `refused_p50_ms` only. Requests without an answer are `lost`."""
 
     answers: int
     refused: int
@@ -33,12 +33,12 @@ class Latencies(NamedTuple):
 
 
 def load(url: str, rate: float, seconds: float, connections: int = CONNECTIONS) -> Latencies:
-    """New appointments, `rate` a second, at even distances, in 1,000 organisations."""
+    """Sends `rate` new appointments per second, evenly spaced, for 1,000 organisations."""
     return uvloop.run(run(url, rate, seconds, connections))
 
 
 class Connection(asyncio.Protocol):
-    """One request at a time."""
+    """A connection with at most one request in flight."""
 
     def __init__(self, schedule: "Schedule") -> None:
         self._schedule = schedule
@@ -68,7 +68,7 @@ class Connection(asyncio.Protocol):
 
 
 class Schedule:
-    """Who is free, who is due, and what was measured."""
+    """Matches due requests with free connections, and records the latencies in seconds."""
 
     def __init__(self, requests: Iterator[bytes]) -> None:
         self._requests = requests
@@ -129,7 +129,7 @@ async def run(url: str, rate: float, seconds: float, connections: int) -> Latenc
 
 
 def appointments(organisations: int) -> Iterator[bytes]:
-    """Requests for appointments that overlap nothing."""
+    """Requests for appointments that do not overlap."""
     run = uuid4().hex[:8]
     for number in range(organisations * 27 * 12 * 8000):
         slot = number // organisations

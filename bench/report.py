@@ -1,4 +1,4 @@
-"""What a run found: JSON with everything, a Markdown table, and charts."""
+"""The results of a run: JSON with all figures, a Markdown table, and charts."""
 
 import json
 import platform
@@ -42,7 +42,7 @@ class Results(NamedTuple):
 
 
 def table(results: Results, wanted: Sequence[Target]) -> str:
-    """Markdown: each target with its two medians and the median of the ratios."""
+    """A Markdown table: each target with its two medians and the median of the ratios."""
     lines = ["| | what | measured | against | ratio | target |", "| --- | --- | ---: | ---: | ---: | ---: |"]
     for target in wanted:
         unit = "/s" if target.figure == "rate" else " ms"
@@ -59,7 +59,7 @@ def table(results: Results, wanted: Sequence[Target]) -> str:
 
 
 def digits(value: float) -> str:
-    """Four that count."""
+    """Four significant digits, or all digits before the decimal point if there are more."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
@@ -90,7 +90,7 @@ def throughput_by_connections(results: Results, file: Path) -> None:
         found = sorted(m for m in results.rounds[0] if m.contender == name and m.work == "new")
         rates = [results.median(measurement, "rate") for measurement in found]
         axes.plot([measurement.amount for measurement in found], rates, marker="o", label=label)
-    axes.set(xscale="log", xlabel="connections", ylabel="new appointments a second", ylim=(0, None))
+    axes.set(xscale="log", xlabel="connections", ylabel="new appointments per second", ylim=(0, None))
     axes.legend(loc="upper left")
     figure.savefig(file)
 
@@ -103,7 +103,7 @@ def latency_by_load(results: Results, file: Path) -> None:
         for key, style in (("p99", "-"), ("p50", "--")):
             values = [results.median(measurement, key) for measurement in found]
             axes.plot(offered, values, style, marker="o", label=f"{LABELS[name]}, {key}")
-    axes.set(yscale="log", xlabel="offered load, requests a second (open loop)", ylabel="latency in ms")
+    axes.set(yscale="log", xlabel="offered load, requests per second (open loop)", ylabel="latency in ms")
     axes.legend()
     figure.savefig(file)
 
@@ -112,5 +112,5 @@ def throughput_by_table(results: Results, file: Path) -> None:
     figure, axes = pyplot.subplots()
     tables = [Measurement(f"table {rows}", "new", 64) for rows in results.size.tables]
     axes.plot(results.size.tables, [results.median(each, "rate") for each in tables], marker="o")
-    axes.set(xscale="log", xlabel="appointments in the table", ylabel="new appointments a second", ylim=(0, None))
+    axes.set(xscale="log", xlabel="appointments in the table", ylabel="new appointments per second", ylim=(0, None))
     figure.savefig(file)

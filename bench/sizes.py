@@ -1,12 +1,15 @@
-"""How much is measured."""
+"""The sizes of a benchmark run."""
 
 from typing import NamedTuple
 
 
 class Size(NamedTuple):
-    """`tunings` are the pairs of pool and processes that rivals may choose from; `loads` are shares of
-    the service's rate; `lists` are the organisations to look an instant up in; `history` is the number of
-    appointments of the organisation with the longest one."""
+    """Durations and amounts of one run.
+
+    `tunings` are the (pool size, processes) that each rival is tried with. `tables` are row counts. `lists` are
+    the sizes of the organisations that are listed at one instant. `history` is the number of appointments of the
+    organisation with the longest history. `loads` are shares of the service's rate, offered in an open loop.
+    """
 
     seconds: float
     rounds: int

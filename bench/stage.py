@@ -1,4 +1,4 @@
-"""The PostgreSQL and the contenders of one run, opened when they are first needed."""
+"""The PostgreSQL and the contenders of one run, each started when it is first needed."""
 
 import shutil
 import tempfile
@@ -19,7 +19,7 @@ from tests.databases import migrated_template, new_database, query
 
 ORGANISATIONS = 1000
 WARM_UP_SECONDS = 1
-# How to drop and how to create each constraint and index, foreign keys first.
+# The statements that drop and that create each constraint and index, foreign keys first.
 DEFINITIONS = """
     select
         format('alter table %s drop constraint %I', conrelid::regclass, conname),
@@ -30,9 +30,9 @@ DEFINITIONS = """
     select format('drop index %s', indexrelid::regclass), pg_get_indexdef(indexrelid)
     from pg_index
     where indrelid = 'appointments'::regclass and not exists (select from pg_constraint where conindid = indexrelid)"""
-SLOW_ROOM = 128
+SLOW_ROOM = 128  # writes that may wait in the service with slow commits
 SETTINGS = {"workers": {"WORKERS": "2"}, "slow": {"WRITES_WAITING_MAX": str(SLOW_ROOM)}}
-# The greatest delay that PostgreSQL allows, which it otherwise keeps to itself if nobody else is about to commit.
+# The longest delay that PostgreSQL allows. By default it applies only if other transactions are active.
 SLOW_COMMITS = """
     do $$ begin
         execute format('alter database %I set commit_delay = 100000', current_database());
@@ -41,13 +41,14 @@ SLOW_COMMITS = """
 NEW_SESSIONS = """
     select pg_terminate_backend(pid, 5000) from pg_stat_activity
     where datname = current_database() and pid <> pg_backend_pid()"""
-LISTED = 1000  # appointments of the organisation that is listed
+LISTED = 1000  # appointments of the organisation whose whole list is read
 SHORT_HISTORY = 10_000
 LONG_VERSIONS, MANY_VERSIONS = 5, 100
 
 
 class Filling(NamedTuple):
-    """So many appointments, each with so many versions, over organisations named by the prefix and a number from 0."""
+    """`rows` appointments with `versions` versions each, spread over organisations that are named by the prefix and
+    a number from 0."""
 
     prefix: str
     rows: int
@@ -56,7 +57,7 @@ class Filling(NamedTuple):
 
 
 class Stage:
-    """`tunings` are the pool and the processes that each rival did best with."""
+    """`tunings` holds the pool size and the number of processes with which each rival was fastest."""
 
     def __init__(self, size: Size) -> None:
         self.size = size
@@ -75,8 +76,8 @@ class Stage:
         self._stack.close()
 
     def contender(self, name: str) -> Contender:
-        """`service`, `workers` (two processes), `slow` (each commit takes a tenth of a second), `reads`, `history`,
-        `table N` (N appointments are there), `pool`, `orm`."""
+        """Rivals are `pool` and `orm`. All others are the service: `service`, `workers` (two processes), `slow`
+        (commits take a tenth of a second), and on filled tables `reads`, `history` and `table N` (N rows)."""
         if name not in self._opened:
             self._opened[name] = self._open(name)
         return self._opened[name]
@@ -108,7 +109,9 @@ class Stage:
             case ["table", rows]:
                 return [Filling("o-", int(rows), organisations=ORGANISATIONS)]
             case ["reads"]:
-                return [Filling(f"{rows}"[:-1], rows) for rows in {LISTED, *self.size.lists}]  # with its 0 the number
+                return [
+                    Filling(f"{rows}"[:-1], rows) for rows in {LISTED, *self.size.lists}
+                ]  # prefix "100" and number 0: "1000"
             case ["history"]:
                 return [
                     Filling("short ", SHORT_HISTORY),
@@ -132,14 +135,13 @@ class Stage:
 
 
 def slow_down(database_url: str) -> None:
-    """As a disk does that is far away: the service can be offered ten times what it can take, and the
-    cores have time to do it."""
+    """Slows down commits like a remote disk, so that two cores can offer ten times the service's capacity."""
     query(database_url, SLOW_COMMITS)
     query(database_url, NEW_SESSIONS)
 
 
 def fill(database_url: str, fillings: Sequence[Filling]) -> None:
-    """Without indexes and constraints, which are built anew afterwards: faster, for millions."""
+    """Drops indexes and constraints and rebuilds them afterwards, which is faster for millions of rows."""
     statement = Path(__file__).with_name("fill.sql").read_text(encoding="utf-8")
     with psycopg.connect(database_url, autocommit=True) as session:
         definitions = session.execute(DEFINITIONS).fetchall()
@@ -150,4 +152,4 @@ def fill(database_url: str, fillings: Sequence[Filling]) -> None:
         for _, create in reversed(definitions):
             session.execute(create)
         session.execute("vacuum analyze appointments, appointment_versions")
-        session.execute("checkpoint")  # what is left to write would be paid for by who is measured first
+        session.execute("checkpoint")  # or the first measurement would pay for writing the pages

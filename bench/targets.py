@@ -1,4 +1,4 @@
-"""The table: what is to be reached, and what of it was."""
+"""The targets: which measurements are compared, and the ratio to be reached."""
 
 from collections.abc import Callable, Sequence
 from statistics import median
@@ -13,7 +13,7 @@ Round = dict[Measurement, Figures]
 
 
 class Target(NamedTuple):
-    """`figure` of the first of `of` against that of the second; of several seconds the best counts."""
+    """Compares `figure` of the measurement `of` with the best one among `against`."""
 
     name: str
     work: str
@@ -24,7 +24,7 @@ class Target(NamedTuple):
     at_least: bool = True
 
     def ratio(self, rounds: Sequence[Round]) -> float:
-        """The median of the rounds' own ratios: within a round the machine is most alike."""
+        """The median of the ratios of each round, because conditions vary least within a round."""
         best: Callable[..., float] = max if self.at_least else min
         return median(
             rounds_[self.of][self.figure] / best(rounds_[other][self.figure] for other in self.against)
@@ -59,7 +59,7 @@ def targets(size: Size) -> list[Target]:
         Target("W2", "the same against rival c", "rate", service, [new("orm")], 8),
         Target("W3", "one organisation against 1,000", "rate", service._replace(work="one"), [service], 0.8),
         Target("W4", "storm over 256 connections against W1", "rate", storm, [service], 1.0),
-        Target("W4", "its p99 against W1's", "p99", storm, [service], 3, False),
+        Target("W4", "the storm's p99 against W1's", "p99", storm, [service], 3, False),
         Target("W5", f"{most:,} connections against 64", "rate", new("service", most), [service], 0.8),
         Target("W6", f"a table of {tables[-1]:,} against {tables[0]:,}", "rate", large, [small], 0.8),
         Target("W7", "p99 at half of W1's rate (open loop) against rival b", "p99", half, [pool], 0.5, False),
@@ -67,7 +67,15 @@ def targets(size: Size) -> list[Target]:
         Target("W9", "two processes against one", "rate", new("workers"), [service], 1.0),
         Target("W9", "the same on 5 organisations", "rate", hot._replace(contender="workers"), [hot], 1.0),
         Target("R1", "a list of 1,000 against pgbench", "rate", Measurement("reads", "list", 64), lists, 0.8),
-        Target("R2", f"p50 of an instant in {many.amount:,} against {few.amount}", "p50", many, [few], 1.3, False),
+        Target(
+            "R2",
+            f"p50 of a list at an instant, {many.amount:,} appointments against {few.amount}",
+            "p50",
+            many,
+            [few],
+            1.3,
+            False,
+        ),
         Target(
             "H1",
             f"batches of {BATCH_ITEMS} over 100 organisations against single requests",
@@ -90,21 +98,25 @@ def targets(size: Size) -> list[Target]:
         ),
         Target(
             "H4",
-            f"p50 of 1,000 changes after {long.amount:,} against after {short.amount:,}",
+            f"p50 of 1,000 changes, a history of {long.amount:,} against {short.amount:,}",
             "p50",
             long,
             [short],
             1.3,
             False,
         ),
-        Target("O1", "slow commits: accepted of ten times what it can take, against once", "rate", flood, [full], 0.9),
-        Target("O1", "their p99", "p99", flood, [full], 3, False),
-        Target("O2", f"accepted of {4 * most:,} connections that never rest against 64", "rate", crowd, [service], 0.9),
+        Target(
+            "O1", "slow commits: accepted at ten times the capacity against at capacity", "rate", flood, [full], 0.9
+        ),
+        Target("O1", "p99 of the accepted writes", "p99", flood, [full], 3, False),
+        Target(
+            "O2", f"accepted from {4 * most:,} connections that retry at once against 64", "rate", crowd, [service], 0.9
+        ),
     ]
 
 
 def measurements(size: Size, wanted: Sequence[Target], everything: bool) -> list[Measurement]:
-    """What the targets need, and what the charts do. Those that are compared stand side by side."""
+    """The measurements of the targets and, for `everything`, of the charts. Compared ones run one after another."""
     found: dict[Measurement, None] = {}
     for target in wanted:
         found |= dict.fromkeys([target.of, *target.against])

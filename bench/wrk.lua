@@ -1,9 +1,10 @@
--- The requests that wrk sends, and what it measured. There is no response(): it would cost wrk a fifth of
--- its rate; the database tells what was accepted. Settings are environment variables:
---   WORK           new: appointments that overlap nothing; batch: ITEMS of them in a request; storm: 40
---                  appointments fight for 40 slots; get
---   ORGANISATIONS  over how many organisations
---   RUN            a number of its own, up to 4,000, so that two runs have neither an id nor an interval in common
+-- Generates wrk's requests and prints its figures. There is no response() function, because it would cost
+-- wrk a fifth of its rate; accepted writes are counted in the database. Settings are environment variables:
+--   WORK           new: appointments that do not overlap; batch: ITEMS of them per request; storm: 40
+--                  appointments compete for 40 slots; get: the same GET request every time
+--   ITEMS          appointments per batch
+--   ORGANISATIONS  number of organisations
+--   RUN            a unique number up to 4,000, so that two runs share neither an id nor an interval
 --   TARGET         path and query of the requests
 local work = os.getenv("WORK")
 local organisations = tonumber(os.getenv("ORGANISATIONS"))

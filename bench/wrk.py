@@ -15,7 +15,7 @@ BATCH_ITEMS = 500
 
 
 class Load(NamedTuple):
-    """What wrk saw. `refused` counts statuses above 399, `lost` the answers that never came."""
+    """wrk's figures. `refused` counts answers with a status above 399, `lost` requests without an answer."""
 
     answers: int
     refused: int
@@ -27,19 +27,19 @@ class Load(NamedTuple):
 
     @property
     def rate(self) -> float:
-        """Answers a second."""
+        """Answers per second."""
         return self.answers / self.seconds
 
 
 def missing() -> str | None:
-    """What to install, if there is no wrk."""
+    """A message with the way to install wrk, or None if it is installed."""
     return None if shutil.which("wrk") else "wrk is missing; install it: apt-get install wrk, or brew install wrk"
 
 
 def load(
     url: str, work: str, seconds: float, connections: int, *, organisations: int = 1000, target: str = POST_TARGET
 ) -> Load:
-    """`work` is one of wrk.lua's."""
+    """Runs one kind of work of wrk.lua."""
     environment = {"WORK": work, "ORGANISATIONS": str(organisations), "RUN": str(next(RUNS)), "TARGET": target}
     environment |= {"ITEMS": str(BATCH_ITEMS)}
     options = ["-t1", f"-c{connections}", f"-d{max(1, round(seconds))}", "--timeout=60s", f"--script={SCRIPT}"]

@@ -1,6 +1,6 @@
-"""Rival c: what a Python developer would pick, FastAPI with SQLAlchemy's async ORM, on the same schema.
+"""Rival c: a common Python stack, FastAPI with SQLAlchemy's async ORM, on the same schema.
 
-Settings: DATABASE_URL, POOL (connections). Only what the benchmark sends is handled.
+Settings: DATABASE_URL, POOL (connections). It handles only the requests of the benchmark.
 """
 
 import os
@@ -92,7 +92,7 @@ async def upsert(database: AsyncSession, payload: Payload) -> str:
     blocker = select(Appointment.id).where(
         Appointment.org_id == payload.org_id,
         Appointment.external_id != payload.id,
-        func.lower(Appointment.during) < payload.end,  # there is an index for this, not for &&
+        func.lower(Appointment.during) < payload.end,  # appointments_start_idx supports this, but not &&
         func.upper(Appointment.during) > payload.start,
         ~Appointment.cancelled,
     )

@@ -1,6 +1,6 @@
-"""Rival b: the service's own statement over a plain asyncpg pool, one statement a request.
+"""Rival b: the service's own statement over a plain asyncpg pool, one statement per request.
 
-Settings: DATABASE_URL, POOL (connections). Only what the benchmark sends is handled.
+Settings: DATABASE_URL, POOL (connections). It handles only the requests of the benchmark.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from service.database.statements import UPSERT_APPOINTMENT
 
 ANSWERS = {"ok": (200, {"status": "ok"}), "stale": (200, {"status": "ignored-stale"}), "conflict": (409, {})}
 
-VERDICT = 1  # its place among the columns
+VERDICT = 1  # the column's index
 
 
 class Payload(msgspec.Struct, rename="camel"):
@@ -61,7 +61,7 @@ async def decide(pool: asyncpg.Pool, arguments: tuple[object, ...]) -> str:
 
 
 async def keep_session(_: asyncpg.Connection) -> None:
-    """asyncpg's reset would double the round trips."""
+    """Replaces asyncpg's reset of the session, which would double the round trips."""
 
 
 @asynccontextmanager

@@ -23,7 +23,7 @@ def load(url: str, requests: int = 60) -> subprocess.CompletedProcess[str]:
 def test_load_script_finds_no_fault_in_the_service(service: ServiceProcess) -> None:
     done = load(service.url)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "nothing overlaps, and versions match the answers" in done.stdout
+    assert "no overlaps, and the versions match the answers" in done.stdout
     assert "INVALID_METADATA" in done.stdout
     assert "p99" in done.stdout
     assert "60/60" in done.stderr
@@ -36,7 +36,7 @@ def test_load_script_accepts_a_single_request(service: ServiceProcess) -> None:
 def test_load_script_reports_that_no_service_is_running() -> None:
     done = load("http://127.0.0.1:9")
     assert done.returncode == 1
-    assert done.stderr.startswith("error: nothing answers at http://127.0.0.1:9")
+    assert done.stderr.startswith("error: no service at http://127.0.0.1:9")
 
 
 def test_possible_answers_and_matching_rows_have_no_fault() -> None:
@@ -50,8 +50,8 @@ def test_possible_answers_and_matching_rows_have_no_fault() -> None:
         ([OK_FIRST, OK_FIRST], [FIRST], "versions"),
         ([OK_FIRST], [], "versions"),
         ([], [FIRST], "versions"),
-        ([Answer("bad metadata", 200, "ok", 1.0)], [], "cannot be"),
-        ([Answer("first", 503, "OVERLOADED", 1.0)], [], "cannot be"),
+        ([Answer("bad metadata", 200, "ok", 1.0)], [], "impossible"),
+        ([Answer("first", 503, "OVERLOADED", 1.0)], [], "impossible"),
     ],
 )
 def test_load_script_detects_a_fault(answers: list[Answer], rows: list[dict[str, object]], fault: str) -> None:
