@@ -109,9 +109,8 @@ class Stage:
             case ["table", rows]:
                 return [Filling("o-", int(rows), organisations=ORGANISATIONS)]
             case ["reads"]:
-                return [
-                    Filling(f"{rows}"[:-1], rows) for rows in {LISTED, *self.size.lists}
-                ]  # prefix "100" and number 0: "1000"
+                # The prefix "100" and the number 0 give the organisation "1000".
+                return [Filling(f"{rows}"[:-1], rows) for rows in {LISTED, *self.size.lists}]
             case ["history"]:
                 return [
                     Filling("short ", SHORT_HISTORY),
