@@ -108,8 +108,7 @@ class Stage:
         match name.split():
             case ["table", rows]:
                 return [Filling("o-", int(rows), organisations=ORGANISATIONS)]
-            case ["reads"]:
-                # The prefix "100" and the number 0 give the organisation "1000".
+            case ["reads"]:  # prefix "100" and number 0 make organisation "1000"
                 return [Filling(f"{rows}"[:-1], rows) for rows in {LISTED, *self.size.lists}]
             case ["history"]:
                 return [

@@ -76,7 +76,8 @@ def test_sigterm_fails_readiness_then_drains_and_answers_requests_in_flight(data
             assert_accepted(post(service.client, "other"))
             service.client.close()
             wait_until(lambda: refuses_connections(service))
-            assert service.process.poll() is None
+            with pytest.raises(subprocess.TimeoutExpired):  # nothing else shows that the service is waiting
+                service.process.wait(0.3)
             assert in_flight.response is None
         assert service.process.wait(30) == 0
         assert in_flight.response is not None
