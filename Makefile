@@ -49,7 +49,7 @@ load: $(VENV)/development ## Send random requests to a running service and check
 bench: $(VENV)/development ## Run all benchmarks (half an hour); QUICK=1: three minutes; ONLY="W1 W7": only these
 	@$(RUN) -m bench $(if $(QUICK),--size quick --results .bench) $(if $(ONLY),--only $(ONLY))
 
-lint: $(VENV)/development ## Check style and formatting
+lint: $(VENV)/development ## Check style, formatting and import directions
 	@$(RUN) -m ruff check
 	@$(RUN) -m ruff format --check
 	@$(VENV)/bin/lint-imports --no-cache

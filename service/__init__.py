@@ -1,11 +1,12 @@
 """An appointment service for JSON API clients: one true schedule for each organisation.
 
-A request passes the packages in this order, and imports point the same way, never back:
+A request passes through the packages in this order:
 
     web ─ access ─ contract ─ writing | reading ─ database ─ sql/*.sql ─ PostgreSQL
 
-Every package may import the modules beside them: settings, problems, logs, metrics, supervisor. `app` puts the
-packages together, `__main__` is the command line, and README.md in this folder names the files in order.
+Imports point from web to writing | reading, access, contract and database, never back (`make lint`). Below them are the
+modules of this folder: supervisor, settings, logs, metrics and problems; contract imports only the last of these.
+`app` puts the packages together, `__main__` is the command line, and README.md here names the files in order.
 """
 
 from pathlib import Path

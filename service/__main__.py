@@ -76,14 +76,14 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("migrate", help="apply the pending migrations")
     commands.add_parser("rollback", help="roll back the latest migration")
     receive = commands.add_parser("import", help="send a file of appointments to a running service")
-    form = "one body of POST, or one line of an export, a line; -: standard input"
+    form = "NDJSON, each line a body of POST or a line of an export; -: standard input"
     receive.add_argument("file", metavar="FILE", help=form)
     give = commands.add_parser("export", help="write the appointments of an organisation, one a line")
     give.add_argument("--org", default="", help="the organisation")
     give.add_argument("--as-of", default="", metavar="INSTANT", help="the state as it was recorded at that instant")
     give.add_argument("--include-cancelled", action="store_const", const="true", help="cancelled appointments too")
     for command in (receive, give):
-        command.add_argument("--url", help="the URL of the service; http://HOST:PORT of the settings if missing")
+        command.add_argument("--url", help="the URL of the service; default: http://HOST:PORT from the settings")
     return top
 
 

@@ -123,7 +123,7 @@ def as_payload(text: bytes) -> bytes:
 
 def check_accepted(response: httpx.Response) -> None:
     if response.status_code != httpx.codes.OK:
-        raise StartError(f"The service refuses: {problem_of(response).detail}")
+        raise StartError(f"The service refused the request: {problem_of(response).detail}")
 
 
 def problem_of(response: httpx.Response) -> Problem:
@@ -131,7 +131,9 @@ def problem_of(response: httpx.Response) -> Problem:
     try:
         return msgspec.json.decode(response.read(), type=Problem)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        raise StartError(f"Status {response.status_code}, but no answer of this service; is the URL right?") from None
+        raise StartError(
+            f"Status {response.status_code}, not an answer of this service; is the URL right?"
+        ) from None
 
 
 def export_lines(url: str, token: str, query: Mapping[str, str | None]) -> None:

@@ -56,7 +56,7 @@ def exposition() -> bytes:
 
 
 async def sample(levels: Mapping[Gauge, Callable[[], float]]) -> None:
-    """Keeps gauges up to date that nobody sets when their value changes."""
+    """Samples the gauges whose values are not updated by events."""
     while True:
         for gauge_, level in levels.items():
             gauge_.set(level())

@@ -49,7 +49,7 @@ KINDS: Mapping[Code, Kind] = {
     "INVALID_JSON": Kind(400, "The body is not JSON, or is empty."),
     "INVALID_REQUEST": Kind(400, "A field or parameter other than an instant is wrong; `errors` lists every fault."),
     "INVALID_DATE_FORMAT": Kind(400, "An instant is missing or unreadable; `errors` lists every fault."),
-    "INVALID_TIME_RANGE": Kind(400, "`start` is not before `end`."),
+    "INVALID_TIME_RANGE": Kind(400, "`start` is not before `end`, or `from` not before `to`."),
     "INVALID_METADATA": Kind(400, "`createdAt` is after `updatedAt`."),
     "UNAUTHENTICATED": Kind(401, "The token is missing or not valid; only where authentication is switched on."),
     "FORBIDDEN": Kind(403, "The token does not allow it; only where authentication is switched on."),
@@ -118,7 +118,7 @@ class ProblemError(Exception):
 
 
 def problem_response(error: Exception) -> Response:
-    """The only place where an error becomes an answer."""
+    """The only place where an error is turned into a response."""
     refusal = as_problem_error(error)
     return Response(
         msgspec.json.encode(refusal.problem),

@@ -1,6 +1,6 @@
 """Settings: read once from the environment and `.env` into one frozen struct.
 
-A limit that no operator would turn is a constant beside its use, with the unit in its name.
+A limit that operators need not change is a constant next to the code that uses it, with the unit in its name.
 """
 
 import os
@@ -90,7 +90,7 @@ class Settings(Struct, frozen=True, kw_only=True, rename=str.upper):
 
 
 def is_database_url(url: str) -> bool:
-    """Whether both drivers and yoyo can parse the URL, so that none of them quotes it in an error."""
+    """Whether both drivers and yoyo can parse the URL; if not, their errors would quote it, password included."""
     faulty_escape = re.search("%(?![0-9A-Fa-f]{2})", url)
     return is_url(url, "postgres", "postgresql") and len(urlsplit(url).path) > 1 and not faulty_escape
 

@@ -19,7 +19,7 @@ Work = Callable[[], Coroutine[None, None, None]]
 
 @asynccontextmanager
 async def supervised(**works: Work) -> AsyncIterator[None]:
-    """Runs each work, named by its keyword, until the block ends. None of them is expected to return."""
+    """Runs each task function, named by its keyword, until the block ends; none of them should return."""
     tasks = [asyncio.create_task(keep_running(name, work), name=name) for name, work in works.items()]
     try:
         yield

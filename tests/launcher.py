@@ -1,5 +1,5 @@
-"""The service with other constants: `python -m tests.launcher serve`. Limits that no operator would turn are constants;
-a test that has to reach one names it like a setting."""
+"""The service with other constants: `python -m tests.launcher serve`. Limits that operators need not change are
+constants; a test that needs another value names it like a setting."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ CONSTANTS = {
     "BATCH_ITEMS_WAITING_MAX": "service.writing.writer.ITEMS_WAITING_MAX",
     "BODY_MS_MAX": "service.web.deadlines.BODY_MS_MAX",
     "CHANGES_WAITING_MAX": "service.reading.change_poller.WAITING_MAX",
-    "FRAMED_BODY_BYTES_MAX": "service.web.connection.BODY_BYTES_MAX",
+    "FRAMED_BODY_BYTES_MAX": "service.web.connection.FRAMED_BODY_BYTES_MAX",
     "HEADER_BYTES_MAX": "service.web.connection.HEADER_BYTES_MAX",
     "HEADER_MS_MAX": "service.web.deadlines.HEAD_MS_MAX",
     "LINGER_MS_MAX": "service.web.deadlines.LINGER_MS_MAX",

@@ -109,6 +109,6 @@ def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
 
 def clean_environment(**settings: str) -> dict[str, str]:
     """Only the variables that a process needs, so that no setting of the caller leaks into a test."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
     coverage = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE")}
     return kept | coverage | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | settings

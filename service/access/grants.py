@@ -43,6 +43,6 @@ def unauthenticated(detail: str, *, invalid: bool = True) -> ProblemError:
 
 
 def forbidden(detail: str, scope: str | None = None) -> ProblemError:
-    """`scope` is the one that the token lacks, if that is the reason."""
+    """`scope`: the missing scope, if that is why the request is refused."""
     error = ', error="insufficient_scope"' + (f', scope="{scope}"' if scope else "")
     return ProblemError("FORBIDDEN", detail, headers={"WWW-Authenticate": CHALLENGE + error})

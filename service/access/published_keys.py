@@ -32,7 +32,7 @@ class PublishedKeys:
         self._asking = asyncio.Lock()
 
     async def find(self, name: str | None) -> Any:
-        """The key that a token names. Raises jwt.PyJWTError without such a key, ProblemError without any."""
+        """The key that a token names. Raises jwt.PyJWTError if it is unknown, ProblemError if no keys are available."""
         if name not in self.keys:
             async with self._asking:  # concurrent requests share one fetch
                 if name not in self.keys and monotonic() > self._asked_at + RETRY_SECONDS:
@@ -74,10 +74,10 @@ def usable(document: Any, algorithms: Sequence[str]) -> dict[str | None, Any]:
         try:
             if entry.get("use", "sig") == "sig" and entry.get("alg", algorithms[0]) in algorithms:
                 key = jwt.PyJWK(entry)
-                if key.key_type != "oct":  # a published secret is not a secret
+                if key.key_type != "oct":  # a symmetric key that is published is not secret
                     keys[entry.get("kid")] = key if "alg" in entry else key.key
         except (jwt.PyJWTError, AttributeError, TypeError, ValueError) as error:
-            log.warning("key left out", cause=type(error).__name__)
+            log.warning("key ignored", cause=type(error).__name__)
     if not keys:
         raise jwt.PyJWKSetError("no usable key")
     return {None: next(iter(keys.values())), **keys} if len(keys) == 1 else keys

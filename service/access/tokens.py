@@ -24,7 +24,7 @@ REASONS: Mapping[type[Exception], str] = {
     jwt.ExpiredSignatureError: "The token has expired.",
     jwt.ImmatureSignatureError: "The token is not valid yet.",
     jwt.InvalidAudienceError: "The token is for another audience.",
-    jwt.InvalidIssuerError: "The token is of another issuer.",
+    jwt.InvalidIssuerError: "The token was issued by another issuer.",
     jwt.InvalidAlgorithmError: "The token is signed by an algorithm that is not accepted.",
     jwt.InvalidSignatureError: "The token is not signed by a key that is accepted.",
 }
@@ -32,7 +32,7 @@ REASONS: Mapping[type[Exception], str] = {
 
 class Tokens:
     """Turns valid tokens into grants. Checking a signature takes as long as the rest of a request, so a grant is
-    remembered until the token expires or the keys are replaced, as one may have been withdrawn."""
+    remembered until the token expires or the keys are replaced, since one may have been revoked."""
 
     def __init__(self, settings: Settings, published: PublishedKeys | None) -> None:
         """Without published keys the settings name the only one."""
@@ -98,7 +98,7 @@ class Tokens:
             raise
         except jwt.MissingRequiredClaimError as error:
             raise unauthenticated(f"The token lacks the claim `{error.claim}`.") from error
-        except Exception as error:  # a stranger's token may be wrong in any way
+        except Exception as error:  # untrusted input: any error is possible
             raise unauthenticated(REASONS.get(type(error), "The token cannot be read.")) from error
 
 

@@ -15,7 +15,7 @@ DEFAULT_ORGANISATION = "default"
 ExternalId = Annotated[
     str,
     Meta(min_length=1, max_length=LENGTH_MAX, pattern=r"^[^\x00]*[^\x00\s][^\x00]*$"),
-    Meta(description="The upstream system's own id, kept to the letter: not blank, without U+0000.", examples=["a-17"]),
+    Meta(description="The upstream system's own id, stored verbatim: not blank, without U+0000.", examples=["a-17"]),
 ]
 Instant = Annotated[
     str,

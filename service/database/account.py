@@ -39,7 +39,7 @@ def own(path: Path, account: Account) -> Path:
 
 
 def make_reachable(account: Account, paths: Iterable[Path]) -> None:
-    """Lets the account read the paths with their contents, and pass through the folders above."""
+    """Gives the account read access to the paths, recursively, and search permission on the folders above."""
     for path in paths if account else ():
         for above in path.parents:
             allow(above, stat.S_IXOTH)

@@ -100,7 +100,7 @@ def connect_options(settings: Settings, lock_ms_max: int) -> dict[str, Any]:
         "dsn": settings.database_url,
         "max_cached_statement_lifetime": 0,
         "timeout": CONNECT_MS_MAX / 1e3,
-        # Later than the server's own timeout, which tells that nothing was written.
+        # Later than the server's own timeout, whose error confirms that nothing was written.
         "command_timeout": settings.statement_ms_max / 1e3 + 1,
         "server_settings": SESSION | limits,
     }

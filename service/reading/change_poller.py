@@ -2,7 +2,7 @@
 
 A `notify` in the write would serialise the commits of the whole server, and a query for each request would be a load
 that grows with their number. So while any request waits, a process looks every POLL_SECONDS at all organisations that
-are waited for: one statement, with one step into an index for each of them.
+are waited for: one statement, with one index lookup for each of them.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ class ChangePoller:
         self._database = database
         self._is_shutting_down = is_shutting_down
         self._waiting: dict[asyncio.Future[None], tuple[str, int]] = {}  # organisation, last change the client has seen
-        self._somebody = asyncio.Event()
+        self._has_waiters = asyncio.Event()
 
     async def wait(self, organisation: str, after: int, seconds: float, disconnected: Awaitable[None]) -> None:
         """Returns when there is a later change, the time is up, the client has disconnected, or the service shuts
@@ -34,7 +34,7 @@ class ChangePoller:
         changed = asyncio.get_running_loop().create_future()
         gone = asyncio.ensure_future(disconnected)
         self._waiting[changed] = organisation, after
-        self._somebody.set()
+        self._has_waiters.set()
         CHANGES_WAITING.inc()
         try:
             await asyncio.wait({changed, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -48,9 +48,9 @@ class ChangePoller:
     async def poll(self) -> None:
         """Runs until it is cancelled."""
         while True:
-            self._somebody.clear()
+            self._has_waiters.clear()
             if not self._waiting:
-                await self._somebody.wait()
+                await self._has_waiters.wait()
             await asyncio.sleep(POLL_SECONDS)
             try:
                 organisations = {organisation for organisation, _ in self._waiting.values()}

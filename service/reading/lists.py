@@ -28,12 +28,12 @@ class Listing(NamedTuple):
     arguments: tuple[object, ...]
     form: Format
     place: Place = ListPlace  # what a page ends with
-    tagged: bool = False  # the rows tell the organisation's last change
+    tagged: bool = False  # the rows contain the organisation's last change, so there is an ETag
     current: bool = True  # the rows are the current state
 
     def headers(self, rows: Rows) -> dict[str, str]:
-        """The weak tag changes with every change of the organisation, the format and the release. Only a list of the
-        current state fits a cursor of changes."""
+        """The weak tag changes with every change of the organisation, the format and the release. The cursor of changes
+        is sent only with lists of the current state."""
         if not self.tagged:
             return {} if self.form is PIECES else {"Vary": "Accept"}
         last_change = str(rows[0]["last_change"])

@@ -1,6 +1,6 @@
-"""uvicorn's HTTP protocol with limits of size, a lingering close, and answers without an application.
+"""uvicorn's HTTP protocol with size limits, a lingering close, and responses that need no application.
 
-The only module that rests on uvicorn's internals; tests/web/test_uvicorn.py says what an upgrade has changed.
+Rests on uvicorn's internals, as no other module does; tests/web/test_uvicorn.py says what an upgrade has changed.
 """
 
 from collections import deque
@@ -18,7 +18,9 @@ from service.web.joined_writes import JoinedWrites
 from service.web.request_ids import new_id
 
 HEADER_BYTES_MAX = 32_768  # of the request line and the headers together
-BODY_BYTES_MAX = 33_554_432  # with its framing: chunks of one byte cost 6 bytes a byte, 8 times 4 MiB is the allowance
+FRAMED_BODY_BYTES_MAX = (
+    33_554_432  # chunks of one byte cost 6 bytes per byte; 8 times 4 MiB is the allowance
+)
 TRAILERS: deque[object] = deque(maxlen=0)  # discards the fields after a chunked body (RFC 9110, section 6.5.1)
 
 
@@ -31,8 +33,8 @@ class Connection(HttpToolsProtocol):
         self.messages = 0
         self.reading: Literal["head", "body"] | None = None  # the part of a message that is being read
         self.lingering = False  # the last answer is written, and our side is closed
-        self.noted: object = None  # by deadlines.py
-        self.noted_at = 0.0
+        self.last_progress: object = None  # as deadlines.py saw it
+        self.last_progress_at = 0.0
         self._bytes = 0  # of the head, or of the body with its framing
         self._refused = False  # nothing more is parsed
         self.app_state["connections"].add(self)
@@ -73,7 +75,7 @@ class Connection(HttpToolsProtocol):
         if self.reading == "head" and self._bytes >= HEADER_BYTES_MAX:
             detail = f"Expected a request line and headers of at most {HEADER_BYTES_MAX} bytes."
             self.refuse(ProblemError("HEADERS_TOO_LARGE", detail))
-        elif self._bytes > BODY_BYTES_MAX:
+        elif self._bytes > FRAMED_BODY_BYTES_MAX:
             self.refuse(ProblemError("PAYLOAD_TOO_LARGE", "The body with its framing is too large."))
 
     def _should_upgrade(self) -> bool:
@@ -167,7 +169,7 @@ class Connection(HttpToolsProtocol):
             self._end_with(error)
 
     async def _refuse_in_turn(self, error: ProblemError, _scope: Any, _receive: Any, _send: Any) -> None:
-        """Takes the place of the application."""
+        """Is called in place of the application."""
         self._end_with(error)
 
     def _end_with(self, error: ProblemError) -> None:
@@ -191,7 +193,7 @@ class Connection(HttpToolsProtocol):
         self.resume()
 
     def answer(self, response: Response, request_id: str, *, closes: bool) -> None:
-        """Answers without an application."""
+        """Sends a response without calling the application."""
         headers = [*self.server_state.default_headers, *response.raw_headers, (b"x-request-id", request_id.encode())]
         if closes:
             headers.append((b"connection", b"close"))

@@ -34,9 +34,9 @@ async def keep_deadlines(connections: Collection[Connection], settings: Settings
         for connection in list(connections):
             phase = phase_of(connection)
             progress = connection.messages, phase
-            if progress != connection.noted:
-                connection.noted, connection.noted_at = progress, now
-            elif (now - connection.noted_at) * 1e3 > ms_max.get(phase, inf):
+            if progress != connection.last_progress:
+                connection.last_progress, connection.last_progress_at = progress, now
+            elif (now - connection.last_progress_at) * 1e3 > ms_max.get(phase, inf):
                 expire(connection, phase)
         end_unread(connections, settings.buffer_bytes_max)
         await asyncio.sleep(CHECK_SECONDS)

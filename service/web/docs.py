@@ -21,7 +21,7 @@ ASSET_TYPES = {
     "swagger-ui-bundle.js": "text/javascript",
     "favicon-32x32.png": "image/png",
 }
-# Swagger UI styles its parts by attributes and embeds its icons as data URLs.
+# Swagger UI uses style attributes and embeds its icons as data URLs.
 POLICY = (
     "default-src 'none'; script-src 'self' 'sha256-{sha256}'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -34,7 +34,7 @@ HARDENED = {
 
 
 def routes(*, guarded: bool) -> list[Route]:
-    """Reads the assets, so that only a process that serves them loads them."""
+    """Reads the assets here, not at import, so that only a process that serves them loads them."""
     page = Path(__file__).with_name("docs.html").read_bytes()
     assets = Path(str(distribution("swagger-ui-py").locate_file("swagger_ui/static")))
     [script] = re.findall(rb"<script>(.*)</script>", page)

@@ -32,20 +32,20 @@ class Endpoint:
         method = scope["method"]
         if method == "POST" and self._post:
             handle, kind = self._post
-            grant = await self._admit(scope, "write")
+            grant = await self._authorise(scope, "write")
             read_query(scope["query_string"], NO_PARAMETERS)
             lines = sends_lines(scope, accepted=kind.decode_lines is not None)
             body = await read_body(request, kind)
             decode = kind.decode_lines if lines and kind.decode_lines else kind.decode_json
             response = await handle(request, grant, decode(body))
         elif method in ("GET", "HEAD") and self._get:
-            response = await self._get(request, await self._admit(scope, "read"))
+            response = await self._get(request, await self._authorise(scope, "read"))
         else:
             allowed = ", ".join((["GET", "HEAD"] if self._get else []) + (["POST"] if self._post else []))
             raise ProblemError("METHOD_NOT_ALLOWED", f"This route supports {allowed}.", headers={"Allow": allowed})
         await response(scope, receive, send)
 
-    async def _admit(self, scope: Scope, need: Need) -> Grant:
+    async def _authorise(self, scope: Scope, need: Need) -> Grant:
         tokens = scope["state"]["tokens"]
         if tokens is None or not self._guarded:
             return EVERYTHING

@@ -29,7 +29,7 @@ log = structlog.get_logger()
 
 SPAWN = multiprocessing.get_context("spawn")
 METRICS = "appointments-metrics-"  # the prefix of the folder in which the workers share their metrics
-LIFE_SECONDS_MIN = 1  # a worker that dies sooner is replaced only then
+LIFE_SECONDS_MIN = 1  # a worker that dies earlier is replaced only after this time
 
 
 def run_workers(create_app: CreateApp, settings: Settings, listener: socket.socket) -> None:

@@ -15,6 +15,7 @@ from service.contract.body import Appointment
 from service.problems import Conflict
 
 WRITES_MAX = 256  # of a batch
+ARGUMENTS = 8  # of the statement
 START = itemgetter(0)
 
 
@@ -29,8 +30,8 @@ OK, STALE, CONFLICT = Verdict("ok"), Verdict("stale"), Verdict("conflict")
 
 
 class Write:
-    """An appointment that waits for its verdict, which nobody reads if the client has disconnected. Writes of one
-    `sequence` to one organisation are made in the order in which they were put."""
+    """An appointment that waits for its verdict, which is ignored if the client has disconnected. Writes of one
+    `sequence` to one organisation are made in the order in which they were queued."""
 
     __slots__ = ("appointment", "arguments", "busy_rounds", "future", "organisation", "queued_at", "sequence")
 

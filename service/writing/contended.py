@@ -24,7 +24,7 @@ from service.database.pool import Database
 from service.database.statements import UPSERT_APPOINTMENT
 from service.problems import ProblemError
 from service.settings import Settings
-from service.writing.batch import CONFLICT, WRITES_MAX, Write, arrange, settle
+from service.writing.batch import ARGUMENTS, CONFLICT, WRITES_MAX, Write, arrange, settle
 
 log = structlog.get_logger()
 
@@ -46,7 +46,7 @@ class ContendedWrites:
         self.tasks: set[asyncio.Task[None]] = set()
 
     def joined_by(self, write: Write) -> bool:
-        """Takes the write if its organisation is being worked on here; says whether it did."""
+        """Takes the write if its organisation is being worked on here; returns whether it did."""
         queue = self._queues.get(write.organisation)
         if queue is not None:
             queue.append(write)
@@ -145,7 +145,7 @@ class ContendedWrites:
             return batch
         if len(batch) > 1:
             return await self._decide_each(batch)
-        if isinstance(failure, asyncpg.ExclusionViolationError):  # by a writer that takes no lock
+        if isinstance(failure, asyncpg.ExclusionViolationError):  # caused by a writer that does not take the lock
             batch[0].settle(CONFLICT)
         else:
             undone = action_for(failure) is Action.OTHERWISE
@@ -153,7 +153,7 @@ class ContendedWrites:
         return []
 
     async def _decide_each(self, batch: list[Write]) -> list[Write]:
-        """One write after another, in order; if one has to be tried again, so have all after it."""
+        """One write after another, in order; if one has to be tried again, so must all after it."""
         for place, write in enumerate(batch):
             self._expire([write])
             if not write.future.done() and await self._decide([write]):
@@ -164,7 +164,7 @@ class ContendedWrites:
 def only_locks(organisations: list[str]) -> tuple[list[object], ...]:
     """Arguments of the statement that wait for these locks, one after another, and write nothing."""
     nothing: list[object] = [None] * len(organisations)
-    return list(organisations), *[nothing] * 7
+    return list(organisations), *[nothing] * (ARGUMENTS - 1)
 
 
 def too_late() -> ProblemError:

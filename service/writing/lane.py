@@ -1,7 +1,7 @@
 """The lane: one connection, and the queue of writes that wait for its next batch.
 
 While a batch is under way new writes queue, and the next batch takes what has gathered. There is no timer, so a lone
-write waits for nobody. Writes of a batch that touch each other go into calls that follow one another in one pipeline
+write is sent at once. Writes of a batch that touch each other go into calls that follow one another in one pipeline
 and commit together, so the outcome is that of some sequential order. The lane waits for no organisation's lock, and
 for no row lock of another session longer than LOCK_MS_MAX: such writes continue in contended.py.
 """

@@ -1,4 +1,4 @@
-"""The only way to write an appointment: admission, and the wait for the verdict."""
+"""Entry point of all writes: refuses them when too many are waiting, otherwise waits for the verdict."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -35,8 +35,8 @@ class Writer:
         self.lane = Lane(contended, settings)
 
     def admits(self) -> bool:
-        """Whether there is room for one more write. Admitted writes are counted until the event loop has come round:
-        until then the tasks of requests that came at once have not reached `write`."""
+        """Whether there is room for one more write. Admitted writes are counted until the next round of the event
+        loop: only then have the tasks of requests that came at once reached `write`."""
         if self._waiting + self._admitted >= self._waiting_max:
             self._refused += 1
             return False

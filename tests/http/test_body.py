@@ -172,7 +172,7 @@ def test_a_client_that_disconnects_mid_body_writes_nothing(service: ServiceProce
 def test_an_error_can_be_read_even_if_the_connection_closes(
     service: ServiceProcess, path: str, expected: tuple[int, str], chunked: bool, closing: bytes
 ) -> None:
-    """The whole body is sent before the response is read, as http.client does it."""
+    """The whole body is sent before the response is read, as http.client does."""
     body = b" " * 20_000_000
     framing = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % len(body)
     with service.connect() as connection:

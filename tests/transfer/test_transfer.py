@@ -96,7 +96,7 @@ def test_an_export_as_of_an_instant_has_the_state_recorded_then(service: Service
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["export", "--as-of", "x"], b"error: The service refuses: "),
+        (["export", "--as-of", "x"], b"error: The service refused the request: "),
         (["import", "/nowhere"], b"No such file"),
         (["import", "-", "--url", "http://127.0.0.1:1"], b"error: No service answers at http://127.0.0.1:1"),
         (["export", "--url", "http://127.0.0.1:1"], b"error: The list is incomplete"),

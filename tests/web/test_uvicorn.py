@@ -1,4 +1,4 @@
-"""service/web/connection.py rests on uvicorn's internals; an upgrade that changes them is named here."""
+"""service/web/connection.py rests on uvicorn's internals; an upgrade that changes them fails here."""
 
 import ast
 import inspect
