@@ -131,9 +131,7 @@ def problem_of(response: httpx.Response) -> Problem:
     try:
         return msgspec.json.decode(response.read(), type=Problem)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        raise StartError(
-            f"Status {response.status_code}, not an answer of this service; is the URL right?"
-        ) from None
+        raise StartError(f"Status {response.status_code}, not an answer of this service; is the URL right?") from None
 
 
 def export_lines(url: str, token: str, query: Mapping[str, str | None]) -> None:

@@ -18,9 +18,7 @@ from service.web.joined_writes import JoinedWrites
 from service.web.request_ids import new_id
 
 HEADER_BYTES_MAX = 32_768  # of the request line and the headers together
-FRAMED_BODY_BYTES_MAX = (
-    33_554_432  # chunks of one byte cost 6 bytes per byte; 8 times 4 MiB is the allowance
-)
+FRAMED_BODY_BYTES_MAX = 33_554_432  # 8 times 4 MiB, since chunks of one byte cost 6 bytes per byte
 TRAILERS: deque[object] = deque(maxlen=0)  # discards the fields after a chunked body (RFC 9110, section 6.5.1)
 
 
