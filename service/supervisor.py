@@ -34,7 +34,9 @@ async def keep_running(name: str, work: Work) -> None:
         try:
             await work()
             log.error("background task ended", task=name)
-        except Exception:
+        except (Exception, asyncio.CancelledError):  # a cancellation that is not ours leaked out of the work
+            if (task := asyncio.current_task()) and task.cancelling():
+                raise
             log.exception("background task failed", task=name)
         BACKGROUND_FAILURES.labels(name).inc()
         failures = 1 if monotonic() - started > STEADY_SECONDS else failures + 1

@@ -1,7 +1,5 @@
-"""uvicorn's HTTP protocol with size limits, a lingering close, and responses that need no application.
-
-Rests on uvicorn's internals, as no other module does; tests/web/test_uvicorn.py says what an upgrade has changed.
-"""
+"""uvicorn's HTTP protocol with size limits, a lingering close, and responses that need no application. Rests on
+uvicorn's internals, as no other module does; tests/web/test_uvicorn.py says what an upgrade has changed."""
 
 from collections import deque
 from functools import partial
@@ -178,10 +176,11 @@ class Connection(HttpToolsProtocol):
         self._linger()
 
     def _lingers(self) -> bool:
-        """Whether a close has to wait, because the client may still be sending."""
-        if (self._refused or self.reading == "body") and not (self.lingering or self.wire.is_closing()):
+        """Whether a close has to wait, as the client may still be sending. Shutdown does not wait for idle clients."""
+        ends = self._refused or (self.reading == "body" and bool(self.cycle) and not self.cycle.keep_alive)
+        if waits := ends and not (self.lingering or self.wire.is_closing()):
             self._linger()
-        return self.lingering and not self.wire.is_closing()
+        return waits
 
     def _linger(self) -> None:
         """Closes our side. Whatever still arrives is discarded for a while (deadlines.py): closing with unread data

@@ -43,10 +43,10 @@ async def keep_deadlines(connections: Collection[Connection], settings: Settings
 
 
 def phase_of(connection: Connection) -> Phase:
-    if connection.lingering:
-        return "lingering"
     if connection.wire.get_write_buffer_size():
         return "writing"
+    if connection.lingering:
+        return "lingering"
     if connection.reading == "body" and not connection.is_pipelined():
         return "body"
     if connection.owes_answer():

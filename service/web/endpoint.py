@@ -69,7 +69,7 @@ class BodyRoom:
 async def read_body(request: Request, kind: BodyKind) -> bytes:
     """Raises ProblemError as soon as the size is known to be over the limit. The server discards the rest, so that the
     client can read the answer."""
-    declared = int(header(request.scope, b"content-length") or 0)
+    declared = int((header(request.scope, b"content-length") or "").lstrip("0") or 0)  # int() limits digits
     room: BodyRoom = request.scope["state"]["body_room"]
     body, taken, more = bytearray(), 0, True
     try:

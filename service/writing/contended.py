@@ -81,6 +81,7 @@ class ContendedWrites:
     async def _work(self, organisations: set[str], turns: asyncio.Semaphore) -> None:
         """Batch after batch, until no writes are left. An organisation whose lock is held for long, or whose batches
         fail, continues on its own, so that it does not delay the others."""
+        batch: list[Write] = []
         try:
             while organisations:
                 async with turns:
@@ -94,8 +95,9 @@ class ContendedWrites:
         except Exception as error:  # unforeseen: refuses the waiting writes, and lets the organisations start afresh
             log.exception("contended writes failed", organisations=len(organisations))
             for organisation in organisations:
-                for write in self._queues.pop(organisation, []):
-                    write.refuse(error)
+                batch += self._queues.pop(organisation, [])
+            for write in batch:
+                write.refuse(error)
             organisations.clear()
 
     def _take(self, organisations: set[str]) -> list[Write]:

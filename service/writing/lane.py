@@ -83,8 +83,8 @@ class Lane:
         """Raises errors that leave the connection in doubt, after all writes of the batch are refused."""
         metrics.BATCH_WRITES.observe(len(batch))
         metrics.QUEUE_WAIT_SECONDS.observe(monotonic() - batch[0].queued_at)
-        runs = arrange(batch)
         try:
+            runs = arrange(batch)
             rows = await connection.fetch_many(UPSERT_APPOINTMENT, [run.arguments() for run in runs])
             busy = settle(runs, rows)
         except Exception as error:

@@ -233,3 +233,13 @@ def test_an_upgrade_offer_is_ignored(service: ServiceProcess, organisation: str,
     assert answers.count(b'{"status":"ok"}') == 2
     assert answers.count(b'{"status":"ignored-stale"}') == 1
     assert listed(service.client, organisation)[0]["version"] == 1
+
+
+def test_a_content_length_with_many_leading_zeros_is_read(service: ServiceProcess, organisation: str) -> None:
+    body = valid_body(organisation)
+    head = b"POST /api/appointments HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+    with service.connect() as connection:
+        connection.sendall(head + b"Content-Length: " + b"0" * 5_000 + b"%d\r\n\r\n" % len(body) + body)
+        answer = b"".join(iter(lambda: connection.recv(65_536), b""))
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert answer.endswith(b'{"status":"ok"}')

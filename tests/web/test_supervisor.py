@@ -85,3 +85,19 @@ async def test_tasks_are_cancelled_and_awaited_at_the_end() -> None:
     async with supervised(waiting=wait):
         await asyncio.sleep(0)
     assert ended == [True]
+
+
+async def test_a_task_that_awaits_a_cancelled_future_is_started_again() -> None:
+    started = asyncio.Semaphore(0)
+
+    async def await_cancelled() -> None:
+        started.release()
+        future = asyncio.get_running_loop().create_future()
+        future.cancel()
+        await future
+
+    with capture_logs() as logs:
+        async with supervised(leaking=await_cancelled):
+            for _ in range(2):
+                await asyncio.wait_for(started.acquire(), 30)
+    assert logs[0]["event"] == "background task failed"

@@ -319,3 +319,20 @@ async def test_two_writers_share_hot_organisations_without_starvation(database_u
         assert set(await outcomes(writes)) == {"ok"}
     assert query(database_url, "select count(*) from appointment_versions") == [(600,)]
     assert_invariants(database_url)
+
+
+async def test_writes_get_an_error_if_arranging_their_batch_fails(
+    writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr("service.writing.lane.arrange", fail)
+    monkeypatch.setattr("service.writing.contended.arrange", fail)
+    with pytest.raises(ProblemError):
+        await asyncio.wait_for(writer.write(appointment(1)), 30)
+    [outcome] = await asyncio.wait_for(writer.write_in_order([appointment(1)]), 30)
+    assert isinstance(outcome, RuntimeError)
+    monkeypatch.undo()
+    [outcome] = await asyncio.wait_for(writer.write_in_order([appointment(1)]), 30)
+    assert outcome == Verdict("ok")
