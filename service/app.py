@@ -53,22 +53,19 @@ def create_app(settings: Settings) -> ASGIApp:
     # The router alone: Starlette's middleware would handle exceptions twice more, and RequestContext does.
     router = Router(found, default=not_found, redirect_slashes=False, lifespan=lambda _: lifespan(settings))
     app = RequestContext(router, {route.path: route.app for route in found})
-    origins = settings.origins()
-    return Cors(app, origins) if origins else app
+    return Cors(app, origins) if (origins := settings.origins()) else app
 
 
 @asynccontextmanager
 async def lifespan(settings: Settings) -> AsyncIterator[dict[str, Any]]:
     shutdown = probes.Shutdown()
     connections: set[Connection] = set()
-    stream_ms_max = settings.stream_ms_max + STREAM_SLACK_MS
+    ms_max = settings.stream_ms_max + STREAM_SLACK_MS
     async with (
         open_database(settings) as database,
         # The probe has a connection of its own, since a busy pool does not make the service unready.
         open_database(settings, connections_max=1) as probe_database,
-        open_database(
-            settings, connections_max=STREAM_CONNECTIONS_MAX, transaction_ms_max=stream_ms_max
-        ) as stream_database,
+        open_database(settings, connections_max=STREAM_CONNECTIONS_MAX, transaction_ms_max=ms_max) as stream_database,
         open_change_poller(database, lambda: shutdown.begun) as change_poller,
         open_writer(settings) as writer,
         open_tokens(settings) as tokens,

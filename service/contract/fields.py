@@ -36,7 +36,6 @@ Cancelled = Annotated[
     Meta(examples=[True]),
 ]
 
-
 READ_ERRORS = (msgspec.DecodeError, RecursionError, ValueError)
 
 

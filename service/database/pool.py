@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -35,13 +35,17 @@ class Database:
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
         try:
-            async with AsyncExitStack() as held:
-                connection = await self._acquire(held)
+            connection = await self._acquire()
+            try:
+                yield Connection(connection, self._slow_seconds)
+            except BROKEN:
+                connection.terminate()  # or the pool would hand out a connection that the server has ended
+                raise
+            finally:
                 try:
-                    yield Connection(connection, self._slow_seconds)
-                except BROKEN:
-                    connection.terminate()  # or the pool would hand out a connection that the server has ended
-                    raise
+                    await self._pool.release(connection)
+                finally:
+                    self._turns.release()
         except (*BROKEN, asyncpg.PostgresError) as error:
             if action_for(error) is Action.DEFECT:
                 raise
@@ -59,15 +63,19 @@ class Database:
     def busy(self) -> int:
         return int(self._pool.get_size() - self.idle())
 
-    async def _acquire(self, held: AsyncExitStack) -> Any:
+    async def _acquire(self) -> Any:
         """Takes turns, as asyncpg's pool alone would serve whichever request asks just as a connection is released."""
         if self._waiting >= POOL_WAITING_MAX:
             raise ProblemError("OVERLOADED", "Too many requests are waiting for a database connection.")
         self._waiting += 1
         try:
             async with asyncio.timeout(POOL_WAIT_MS_MAX / 1e3):
-                await held.enter_async_context(self._turns)
-                return await held.enter_async_context(self._pool.acquire())
+                await self._turns.acquire()
+                try:
+                    return await self._pool.acquire()
+                except BaseException:
+                    self._turns.release()
+                    raise
         except TimeoutError:
             if self._pool.get_size() < self._pool.get_max_size():
                 raise  # no new connection could be opened either

@@ -1,5 +1,4 @@
-"""Time limits of connections, checked twice a second for all of them: a timer for each request would add to the cost
-of every one."""
+"""Time limits of connections, checked twice a second for all of them: a timer for each would make requests slower."""
 
 import asyncio
 from collections.abc import Collection

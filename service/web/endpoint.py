@@ -14,7 +14,7 @@ from service.contract.parameters import NO_PARAMETERS, read_query
 from service.problems import ProblemError
 
 Get = Callable[[Request, Grant], Awaitable[Response]]
-Post = Callable[[Request, Grant, Any], Awaitable[Response]]
+Post = tuple[Callable[[Request, Grant, Any], Awaitable[Response]], BodyKind]
 
 
 class Endpoint:
@@ -22,9 +22,7 @@ class Endpoint:
     function that Starlette would wrap into an exception handler of its own: that costs 2.5 µs of some 85 µs of CPU a
     request, and request_context.py handles exceptions already."""
 
-    def __init__(
-        self, get: Get | None = None, post: tuple[Post, BodyKind] | None = None, *, guarded: bool = True
-    ) -> None:
+    def __init__(self, get: Get | None = None, post: Post | None = None, *, guarded: bool = True) -> None:
         self._get, self._post, self._guarded = get, post, guarded
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -72,9 +72,8 @@ def content(texts: Json, examples: str, schema: str | None, media_type: str) -> 
         if name != schema:
             described = {"type": "array", "items": {"anyOf": [described, {}]} if examples == "bodies" else described}
     values = {name: {"value": value} for name, value in texts[examples].items()}
-    lined = texts.get("lines") and (examples == "bodies" or "body" not in texts)
     lines = {LINES: {"schema": {"type": "string", "description": "One row or item a line."}}}
-    return {media_type: {"schema": described, "examples": values}} | (lines if lined else {})
+    return {media_type: {"schema": described, "examples": values}} | (lines if texts.get("lines") == examples else {})
 
 
 def parameter(name: str, known: Parameters) -> Json:
