@@ -12,8 +12,8 @@ import psycopg
 from service.database.embedded import BINARIES
 from service.database.statements import LIST_APPOINTMENTS, UPSERT_APPOINTMENT, Statement
 
-# New appointments that do not overlap: each client has its own days. pgbench variables are numbers, so
-# organisations are numbers, and a day is written as 20001231.
+# New appointments that do not overlap: no two of an organisation are on the same day. pgbench variables are
+# numbers, so organisations are numbers, and a day is written as 20001231.
 UPSERT_SCRIPT = r"""
 \set slot (:sent * :clients + :client_id) / 1000
 \set sent :sent + 1

@@ -7,7 +7,7 @@ from urllib.request import urlopen
 
 from bench import floor, open_loop, wrk
 from bench.contenders import Contender
-from bench.stage import SHORT_HISTORY, SLOW_ROOM, WARM_UP_SECONDS, Stage
+from bench.stage import SHORT_HISTORY, SLOW_WRITES_WAITING_MAX, WARM_UP_SECONDS, Stage
 from tests.databases import assert_invariants, query
 
 Figures = Mapping[str, float]
@@ -31,7 +31,7 @@ SETTLE_SECONDS = 0.3  # longer than any commit takes, including the slowed down 
 BUSY = "select from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid() and state <> 'idle'"
 HOT_ORGANISATIONS = 5
 ORGANISATIONS = {"new": 1000, "one": 1, "hot": HOT_ORGANISATIONS, "storm": 1, "batch": 100}
-LONG = "long 0"
+LONG_HISTORY = "long 0"
 READS_CONNECTIONS = 4
 FLOOD_CONNECTIONS = 1000
 CROWD_SECONDS = 3  # within a single second thousands of connections would do little more than connect
@@ -71,7 +71,7 @@ def floor_rate(stage: Stage, measurement: Measurement) -> float:
     """The rate of PostgreSQL's own programs, pgbench and psql."""
     name, work, amount = measurement
     if name == "psql":
-        return floor.copy_rate(stage.contender("history").database_url, LONG, int(amount))
+        return floor.copy_rate(stage.contender("history").database_url, LONG_HISTORY, int(amount))
     if work == "list":
         return floor.list_rate(stage.contender("reads").database_url, int(amount), stage.size.seconds)
     empty(stage.floor())
@@ -132,7 +132,7 @@ def offer(contender: Contender, rate: float, seconds: float) -> Figures:
 
 def flood(contender: Contender, times: float, seconds: float) -> Figures:
     """Rate and latencies are those of accepted writes; `growth_mb` is that of the process."""
-    capacity = wrk.load(contender.url, "new", seconds, SLOW_ROOM).rate
+    capacity = wrk.load(contender.url, "new", seconds, SLOW_WRITES_WAITING_MAX).rate
     before, memory_before = accepted_once_idle(contender.database_url), contender.memory_mb()
     found = open_loop.load(contender.url, times * capacity, seconds, FLOOD_CONNECTIONS)
     growth = contender.memory_mb() - memory_before
@@ -169,7 +169,7 @@ def read(contender: Contender, work: str, amount: int, seconds: float) -> Figure
         case "as of":
             target = f"/api/appointments?org=versions+{amount}+0&asOf=2000-01-01T00:00:50&limit=1000"
         case _:
-            organisation = LONG if amount > SHORT_HISTORY else "short 0"
+            organisation = LONG_HISTORY if amount > SHORT_HISTORY else "short 0"
             last = "select max(sequence_number) - 1000 from appointment_versions where org_id = %s"
             [[after]] = query(contender.database_url, last, organisation)
             target = f"/api/appointments/changes?org={organisation.replace(' ', '+')}&after={after}"
@@ -184,7 +184,7 @@ def read(contender: Contender, work: str, amount: int, seconds: float) -> Figure
 def stream(contender: Contender, rows: int) -> Figures:
     """The whole list of the largest organisation: rows per second, and the growth of the process."""
     before, peak, found, started = contender.memory_mb(), 0.0, 0, time.perf_counter()
-    with urlopen(f"{contender.url}/api/appointments?org={LONG.replace(' ', '+')}") as response:
+    with urlopen(f"{contender.url}/api/appointments?org={LONG_HISTORY.replace(' ', '+')}") as response:
         ending = b""
         while chunk := response.read(1 << 20):
             found += (ending + chunk).count(ROW_MARKER)

@@ -30,15 +30,15 @@ DEFINITIONS = """
     select format('drop index %s', indexrelid::regclass), pg_get_indexdef(indexrelid)
     from pg_index
     where indrelid = 'appointments'::regclass and not exists (select from pg_constraint where conindid = indexrelid)"""
-SLOW_ROOM = 128  # writes that may wait in the service with slow commits
-SETTINGS = {"workers": {"WORKERS": "2"}, "slow": {"WRITES_WAITING_MAX": str(SLOW_ROOM)}}
+SLOW_WRITES_WAITING_MAX = 128  # writes that may wait in the service with slow commits
+SETTINGS = {"workers": {"WORKERS": "2"}, "slow": {"WRITES_WAITING_MAX": str(SLOW_WRITES_WAITING_MAX)}}
 # The longest delay that PostgreSQL allows. By default it applies only if other transactions are active.
 SLOW_COMMITS = """
     do $$ begin
         execute format('alter database %I set commit_delay = 100000', current_database());
         execute format('alter database %I set commit_siblings = 0', current_database());
     end $$"""
-NEW_SESSIONS = """
+END_OTHER_SESSIONS = """
     select pg_terminate_backend(pid, 5000) from pg_stat_activity
     where datname = current_database() and pid <> pg_backend_pid()"""
 LISTED = 1000  # appointments of the organisation whose whole list is read
@@ -135,7 +135,7 @@ class Stage:
 def slow_down(database_url: str) -> None:
     """Slows down commits like a remote disk, so that two cores can offer ten times the service's capacity."""
     query(database_url, SLOW_COMMITS)
-    query(database_url, NEW_SESSIONS)
+    query(database_url, END_OTHER_SESSIONS)
 
 
 def fill(database_url: str, fillings: Sequence[Filling]) -> None:

@@ -39,20 +39,22 @@ def targets(size: Size) -> list[Target]:
     def new(contender: str, connections: int = 64) -> Measurement:
         return Measurement(contender, "new", connections)
 
-    service, most, tables = new("service"), max(size.connections), size.tables
+    service, connections_max, tables = new("service"), max(size.connections), size.tables
     small, large = new(f"table {tables[0]}"), new(f"table {tables[-1]}")
     pgbench = [new("pgbench", clients) for clients in size.pgbench_clients]
     lists = [Measurement("pgbench", "list", clients) for clients in size.pgbench_clients]
     storm, half = Measurement("service", "storm", 256), Measurement("service", "open", 0.5)
     pool = half._replace(contender="pool")
     hot = Measurement("service", "hot", 64)
-    few, many = (Measurement("reads", "at", rows) for rows in size.lists)
+    small_list, large_list = (Measurement("reads", "at", rows) for rows in size.lists)
     stream = Measurement("history", "stream", size.history)
-    once, often = (Measurement("history", "as of", versions) for versions in (1, MANY_VERSIONS))
-    short, long = (Measurement("history", "changes", rows) for rows in (SHORT_HISTORY, LONG_VERSIONS * size.history))
+    one_version, many_versions = (Measurement("history", "as of", versions) for versions in (1, MANY_VERSIONS))
+    short_history, long_history = (
+        Measurement("history", "changes", rows) for rows in (SHORT_HISTORY, LONG_VERSIONS * size.history)
+    )
     batch = Measurement("service", "batch", 8)
-    crowd = Measurement("service", "crowd", 4 * most)
-    full, flood = (Measurement("slow", "flood", times) for times in (1, 10))
+    crowd = Measurement("service", "crowd", 4 * connections_max)
+    at_capacity, flood = (Measurement("slow", "flood", times) for times in (1, 10))
     return [
         Target("W1", "new appointments, 64 connections, against pgbench", "rate", service, pgbench, 1.5),
         Target("W2", "the same against rival b", "rate", service, [new("pool")], 3),
@@ -60,7 +62,9 @@ def targets(size: Size) -> list[Target]:
         Target("W3", "one organisation against 1,000", "rate", service._replace(work="one"), [service], 0.8),
         Target("W4", "storm over 256 connections against W1", "rate", storm, [service], 1.0),
         Target("W4", "the storm's p99 against W1's", "p99", storm, [service], 3, False),
-        Target("W5", f"{most:,} connections against 64", "rate", new("service", most), [service], 0.8),
+        Target(
+            "W5", f"{connections_max:,} connections against 64", "rate", new("service", connections_max), [service], 0.8
+        ),
         Target("W6", f"a table of {tables[-1]:,} against {tables[0]:,}", "rate", large, [small], 0.8),
         Target("W7", "p99 at half of W1's rate (open loop) against rival b", "p99", half, [pool], 0.5, False),
         Target("W8", "one connection against rival b", "rate", new("service", 1), [new("pool", 1)], 1.0),
@@ -69,10 +73,10 @@ def targets(size: Size) -> list[Target]:
         Target("R1", "a list of 1,000 against pgbench", "rate", Measurement("reads", "list", 64), lists, 0.8),
         Target(
             "R2",
-            f"p50 of a list at an instant, {many.amount:,} appointments against {few.amount}",
+            f"p50 of a list at an instant, {large_list.amount:,} appointments against {small_list.amount}",
             "p50",
-            many,
-            [few],
+            large_list,
+            [small_list],
             1.3,
             False,
         ),
@@ -91,34 +95,44 @@ def targets(size: Size) -> list[Target]:
             "H3",
             f"p50 of a list of 1,000 as of an instant, {MANY_VERSIONS} versions each against 1",
             "p50",
-            often,
-            [once],
+            many_versions,
+            [one_version],
             2,
             False,
         ),
         Target(
             "H4",
-            f"p50 of 1,000 changes, a history of {long.amount:,} against {short.amount:,}",
+            f"p50 of 1,000 changes, a history of {long_history.amount:,} against {short_history.amount:,}",
             "p50",
-            long,
-            [short],
+            long_history,
+            [short_history],
             1.3,
             False,
         ),
         Target(
-            "O1", "slow commits: accepted at ten times the capacity against at capacity", "rate", flood, [full], 0.9
+            "O1",
+            "slow commits: accepted at ten times the capacity against at capacity",
+            "rate",
+            flood,
+            [at_capacity],
+            0.9,
         ),
-        Target("O1", "p99 of the accepted writes", "p99", flood, [full], 3, False),
+        Target("O1", "p99 of the accepted writes", "p99", flood, [at_capacity], 3, False),
         Target(
-            "O2", f"accepted from {4 * most:,} connections that retry at once against 64", "rate", crowd, [service], 0.9
+            "O2",
+            f"accepted from {4 * connections_max:,} connections that retry at once against 64",
+            "rate",
+            crowd,
+            [service],
+            0.9,
         ),
     ]
 
 
-def measurements(size: Size, wanted: Sequence[Target], everything: bool) -> list[Measurement]:
+def measurements(size: Size, selected: Sequence[Target], everything: bool) -> list[Measurement]:
     """The measurements of the targets and, for `everything`, of the charts. Compared ones run one after another."""
     found: dict[Measurement, None] = {}
-    for target in wanted:
+    for target in selected:
         found |= dict.fromkeys([target.of, *target.against])
     if everything:
         for connections in size.connections:
