@@ -7,6 +7,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
 import psutil
 import psycopg
 import pytest
@@ -36,6 +37,10 @@ def limited(server_url: str, template: str, tmp_path_factory: pytest.TempPathFac
         new_database(server_url, template) as url,
         running_service(tmp_path_factory.mktemp("limited"), DATABASE_URL=url, **LIMITS) as started,
     ):
+        started.client.close()  # it keeps idle connections, which this service may be closing just as one is reused
+        started.client = httpx.Client(
+            base_url=started.url, timeout=30, limits=httpx.Limits(max_keepalive_connections=0)
+        )
         yield started
         wait_until(lambda: connections(started) == 0)  # no connection is leaked
         assert [event for event in started.events() if event["level"] in ("error", "critical")] == []
