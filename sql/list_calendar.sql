@@ -4,7 +4,7 @@
 --   $1 text         organisation
 --   $2 int8         maximum number of appointments; null: no limit
 -- Result, one row per appointment; if there is none, one row with only last_change:
---   last_change         int8         number of the organisation's last change; 0: none yet
+--   last_change         text         cursor of the organisation's last change; 0: none yet
 --   id                  uuid
 --   external_id         text
 --   start               timestamptz
@@ -18,9 +18,16 @@
 -- Indexes: appointments_external_id_key, which also provides the order;
 --   appointment_versions_pkey.
 with changes as (
-    select coalesce(max(v.sequence_number), 0) as last_change
-    from appointment_versions as v
-    where v.org_id = $1::text
+    select coalesce(
+        (
+            select change_cursor(v.sequence_number, v.received_at, v.appointment_id)
+            from appointment_versions as v
+            where v.org_id = $1::text
+            order by v.sequence_number desc
+            limit 1
+        ),
+        '0'
+    ) as last_change
 )
 select
     changes.last_change as last_change,

@@ -23,12 +23,12 @@ class ChangePoller:
     def __init__(self, database: Database, is_shutting_down: Callable[[], bool]) -> None:
         self._database = database
         self._is_shutting_down = is_shutting_down
-        self._waiting: dict[asyncio.Future[None], tuple[str, int]] = {}  # organisation, last change the client has seen
+        self._waiting: dict[asyncio.Future[None], tuple[str, str]] = {}  # organisation, the client's cursor
         self._has_waiters = asyncio.Event()
 
-    async def wait(self, organisation: str, after: int, seconds: float, disconnected: Awaitable[None]) -> None:
-        """Returns when there is a later change, the time is up, the client has disconnected, or the service shuts
-        down. Raises ProblemError if there is no room, or the database does not answer."""
+    async def wait(self, organisation: str, after: str, seconds: float, disconnected: Awaitable[None]) -> None:
+        """Returns when `after` is not the cursor of the last change, the time is up, the client has disconnected, or
+        the service shuts down. Raises ProblemError if there is no room, or the database does not answer."""
         if len(self._waiting) >= WAITING_MAX:
             raise ProblemError("OVERLOADED", "Too many requests are waiting for changes.")
         changed = asyncio.get_running_loop().create_future()
@@ -53,12 +53,12 @@ class ChangePoller:
                 await self._has_waiters.wait()
             await asyncio.sleep(POLL_SECONDS)
             try:
-                organisations = {organisation for organisation, _ in self._waiting.values()}
+                waiting = dict(self._waiting)  # requests that come later may know more than the rows
+                organisations = {organisation for organisation, _ in waiting.values()}
                 rows = await self._database.fetch(LIST_LAST_CHANGES, list(organisations))
                 last_changes = {row["org_id"]: row["last_change"] for row in rows}
-                for changed, (organisation, after) in self._waiting.items():
-                    found = last_changes.get(organisation, 0) > after
-                    if (found or self._is_shutting_down()) and not changed.done():
+                for changed, (organisation, after) in waiting.items():
+                    if (last_changes[organisation] != after or self._is_shutting_down()) and not changed.done():
                         changed.set_result(None)
             except Exception as error:  # the waiting requests report it
                 for changed in self._waiting:
