@@ -11,6 +11,7 @@ import httpx
 import jwt
 import pytest
 
+from service.settings import Settings
 from tests.access.issuer import (
     ED25519,
     OTHER_RSA,
@@ -70,6 +71,20 @@ def tampered(value: str) -> str:
     return f"{head}.{body}.{signature}"
 
 
+def with_header(**members: Any) -> str:
+    return jwt.PyJWS().encode(json.dumps(claims("clinic")).encode(), SECRET, "HS256", headers=members)
+
+
+def with_raw_header(header: object) -> str:
+    """Signed, but with a header that PyJWT would not sign."""
+    head, body = (
+        base64.urlsafe_b64encode(part).rstrip(b"=")
+        for part in (json.dumps(header).encode(), json.dumps(claims("clinic")).encode())
+    )
+    signature = jwt.get_algorithm_by_name("HS256").sign(head + b"." + body, SECRET.encode())
+    return b".".join((head, body, base64.urlsafe_b64encode(signature).rstrip(b"="))).decode()
+
+
 def hours_from_now(hours: int) -> int:
     return int(time.time()) + hours * 3600
 
@@ -92,6 +107,48 @@ INVALID_TOKENS = {
     "no expiry": token("clinic", exp=None),
     "an expiry that is not a number": token("clinic", exp="soon"),
     "a character after the signature": token("clinic") + "x",
+    **{
+        f"{claim}: {value!r:.20}": jwt.PyJWS().encode(
+            json.dumps(claims("clinic")).replace("{", f'{{"{claim}": {value}, ', 1).encode()
+            if claim != "exp"
+            else json.dumps(claims("clinic", exp=None)).replace("{", f'{{"exp": {value}, ', 1).encode(),
+            SECRET,
+            "HS256",
+        )
+        for claim in ("exp", "nbf", "iat")
+        for value in ('"7"', '"99999999999"', "true", "[]", "{}", "NaN", "1e999", "-1e999", "9" * 5000)
+    },
+    **{f"{claim}: 400 digits": token("clinic", **{claim: 10**400}) for claim in ("nbf", "iat")},
+    **{f"{claim}: a float in the future": token("clinic", **{claim: time.time() + 3600.5}) for claim in ("nbf", "iat")},
+    "an expiry long ago": token("clinic", exp=-(10**400)),
+    "an expiry that is null": token("clinic") and jwt.encode(claims("clinic") | {"exp": None}, SECRET),
+    **{f"a kid that is {kid!r}": with_raw_header({"alg": "HS256", "kid": kid}) for kid in (None, 7, True, [], {})},
+    **{f"alg: {alg!r}": with_raw_header({"alg": alg}) for alg in (None, 7, True, [], ["HS256"], {}, "")},
+    **{
+        f"crit: {crit!r}": with_raw_header({"alg": "HS256", "crit": crit, "exp": 1})
+        for crit in (None, [], "exp", ["exp"], ["unknown"], [7])
+    },
+    "an unencoded payload": with_raw_header({"alg": "HS256", "b64": False}),
+    "an unencoded payload, declared": with_raw_header({"alg": "HS256", "b64": False, "crit": ["b64"]}),
+    "a detached payload": with_header(b64=False),
+    "a header that is a list": with_raw_header(["HS256"]),
+    "a header that is a number": with_raw_header(7),
+    "no header": with_raw_header({}),
+    **{
+        f"aud: {audience!r}": token("clinic", aud=audience)
+        for audience in ([], ["another"], ["appointments", 7], {"appointments": 1}, 7, True, "")
+    },
+    **{
+        f"iss: {issuer!r}": jwt.encode(claims("clinic") | {"iss": issuer}, SECRET)
+        for issuer in ("", "https://issuer.example/")
+    },
+    **{f"organisations: {shape!r}": token(organisations=shape) for shape in (7, True, [None], [["clinic"]], {})},
+    **{f"scope: {shape!r}": token("clinic", scope=shape) for shape in (True, [1], {}, [["appointments:read"]])},
+    "30 KB of text": "x" * 30_000,
+    "30 KB of dots": "." * 30_000,
+    "30 KB, signed by another key": token("clinic", key="another secret that has at least 32 bytes", jti="x" * 20_000),
+    "two tokens": f"{token('clinic')} {token('clinic')}",
+    "two tokens with a comma": f"{token('clinic')}, Bearer {token('clinic')}",
     "an infinite expiry": jwt.encode(claims("clinic") | {"exp": float("inf")}, SECRET),
     "organisations that are not strings": token(organisations=[1]),
     "organisations that are an object": token(organisations={"clinic": True}),
@@ -255,11 +312,47 @@ def test_a_forbidden_write_reveals_no_conflict(secured: ServiceProcess) -> None:
 
 
 def test_a_token_is_rejected_once_it_has_expired(secured: ServiceProcess) -> None:
-    short_lived = token("clinic-a", exp=int(time.time()) + 2)  # in 1 to 2 seconds: `exp` is in whole seconds
+    leeway = Settings().auth_leeway_seconds
+    short_lived = token("clinic-a", exp=int(time.time()) + 2 - leeway)  # ends in 1 to 2 seconds: `exp` is whole
     assert listed(secured, short_lived, org="clinic-a").status_code == 200
     wait_until(lambda: listed(secured, short_lived, org="clinic-a").status_code == 401)
     problem = assert_problem(listed(secured, short_lived, org="clinic-a"), 401, "UNAUTHENTICATED")
     assert "expired" in problem["detail"]
+
+
+@pytest.mark.parametrize("changes", [{"iat": 5}, {"nbf": 5}, {"exp": -5}, {"iat": 5.5, "nbf": 5.5, "exp": -4.5}])
+def test_the_clock_of_the_issuer_may_differ_by_seconds(secured: ServiceProcess, changes: dict[str, float]) -> None:
+    moved = {name: int(time.time()) + seconds for name, seconds in changes.items()}
+    assert listed(secured, token("clinic-a", **moved), org="clinic-a").status_code == 200
+
+
+@pytest.mark.parametrize("changes", [{"exp": 10**400}, {"exp": 1e300}, {"nbf": -(10**400)}, {"iat": 0.5}])
+def test_times_may_be_any_number(secured: ServiceProcess, changes: dict[str, float]) -> None:
+    assert listed(secured, token("clinic-a", **changes), org="clinic-a").status_code == 200
+
+
+@pytest.mark.parametrize("audience", ["appointments", ["appointments"], ["another", "appointments"]])
+def test_the_audience_may_be_a_list(secured: ServiceProcess, audience: object) -> None:
+    assert listed(secured, token("clinic-a", aud=audience), org="clinic-a").status_code == 200
+
+
+@pytest.mark.parametrize("name", ["\0", "a\0b", "\ud800", "x" * 256])
+def test_an_organisation_that_no_request_can_mean_grants_no_access(secured: ServiceProcess, name: str) -> None:
+    for own_token in (token(name), token(name, scope="appointments:read appointments:write", jti="y")):
+        assert_problem(listed(secured, own_token), 403, "FORBIDDEN")
+        refused = secured.client.post(LIST, json=payload(None), headers=bearer(own_token))
+        assert_problem(refused, 403, "FORBIDDEN")
+    assert listed(secured, token(name, "clinic-a")).status_code == 200
+
+
+def test_a_claim_may_have_any_name(url: str, tmp_path: Path) -> None:
+    settings = SETTINGS | {"AUTH_SECRET": SECRET, "AUTH_ORGANISATIONS_CLAIM": 'https://é.example/"€"'}
+    with running_service(tmp_path, DATABASE_URL=url, **settings) as process:
+        name = settings["AUTH_ORGANISATIONS_CLAIM"]
+        assert listed(process, token(**{name: "clinic"}), org="clinic").status_code == 200
+        refused = listed(process, token(**{name: 7}))
+        assert name in assert_problem(refused, 401, "UNAUTHENTICATED")["detail"]
+        assert refused.headers["www-authenticate"].isascii()
 
 
 def test_the_authentication_scheme_is_case_insensitive(secured: ServiceProcess) -> None:
