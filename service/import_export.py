@@ -64,7 +64,7 @@ def import_lines(file: str, url: str, token: str) -> int:
 
 
 def client_of(url: str, token: str) -> httpx.Client:
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    headers = {b"Authorization": f"Bearer {token}".encode()} if token else {}
     return httpx.Client(base_url=url, timeout=TIMEOUT_SECONDS, headers=headers, **client_options(url))
 
 

@@ -1,4 +1,4 @@
-"""The keys that an issuer publishes: how they are fetched, which are used, and which of them may have signed a token."""
+"""Published keys: how they are fetched, which are used, and which of them may have signed a token."""
 
 import asyncio
 import gzip

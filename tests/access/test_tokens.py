@@ -75,6 +75,12 @@ def with_header(**members: Any) -> str:
     return jwt.PyJWS().encode(json.dumps(claims("clinic")).encode(), SECRET, "HS256", headers=members)
 
 
+def with_claim(name: str, text: str) -> str:
+    """`text`: the value in JSON, or in what passes for it."""
+    body = json.dumps(claims("clinic", **{name: None}))
+    return jwt.PyJWS().encode(f'{{"{name}": {text}, {body[1:]}'.encode(), SECRET, "HS256")
+
+
 def with_raw_header(header: object) -> str:
     """Signed, but with a header that PyJWT would not sign."""
     head, body = (
@@ -108,20 +114,13 @@ INVALID_TOKENS = {
     "an expiry that is not a number": token("clinic", exp="soon"),
     "a character after the signature": token("clinic") + "x",
     **{
-        f"{claim}: {value!r:.20}": jwt.PyJWS().encode(
-            json.dumps(claims("clinic")).replace("{", f'{{"{claim}": {value}, ', 1).encode()
-            if claim != "exp"
-            else json.dumps(claims("clinic", exp=None)).replace("{", f'{{"exp": {value}, ', 1).encode(),
-            SECRET,
-            "HS256",
-        )
-        for claim in ("exp", "nbf", "iat")
-        for value in ('"7"', '"99999999999"', "true", "[]", "{}", "NaN", "1e999", "-1e999", "9" * 5000)
+        f"{name}: {text:.20}": with_claim(name, text)
+        for name in ("exp", "nbf", "iat")
+        for text in ('"7"', '"99999999999"', "true", "null", "[]", "{}", "NaN", "1e999", "-1e999", "9" * 5000)
     },
     **{f"{claim}: 400 digits": token("clinic", **{claim: 10**400}) for claim in ("nbf", "iat")},
     **{f"{claim}: a float in the future": token("clinic", **{claim: time.time() + 3600.5}) for claim in ("nbf", "iat")},
     "an expiry long ago": token("clinic", exp=-(10**400)),
-    "an expiry that is null": token("clinic") and jwt.encode(claims("clinic") | {"exp": None}, SECRET),
     **{f"a kid that is {kid!r}": with_raw_header({"alg": "HS256", "kid": kid}) for kid in (None, 7, True, [], {})},
     **{f"alg: {alg!r}": with_raw_header({"alg": alg}) for alg in (None, 7, True, [], ["HS256"], {}, "")},
     **{
@@ -180,6 +179,7 @@ def test_an_invalid_token_is_rejected(secured: ServiceProcess, value: str) -> No
         [],
         [("Authorization", "Basic dTpw")],
         [("Authorization", "Bearer")],
+        [("Authorization", "")],
         [("Authorization", token("clinic"))],
         [("X-Authorization", f"Bearer {token('clinic')}")],
         [("Authorization", f"Bearer {token('clinic')}"), ("Authorization", f"Bearer {token('clinic')}")],
@@ -338,10 +338,9 @@ def test_the_audience_may_be_a_list(secured: ServiceProcess, audience: object) -
 
 @pytest.mark.parametrize("name", ["\0", "a\0b", "\ud800", "x" * 256])
 def test_an_organisation_that_no_request_can_mean_grants_no_access(secured: ServiceProcess, name: str) -> None:
-    for own_token in (token(name), token(name, scope="appointments:read appointments:write", jti="y")):
-        assert_problem(listed(secured, own_token), 403, "FORBIDDEN")
-        refused = secured.client.post(LIST, json=payload(None), headers=bearer(own_token))
-        assert_problem(refused, 403, "FORBIDDEN")
+    assert_problem(listed(secured, token(name)), 403, "FORBIDDEN")
+    refused = secured.client.post(LIST, json=payload(None), headers=bearer(token(name)))
+    assert_problem(refused, 403, "FORBIDDEN")
     assert listed(secured, token(name, "clinic-a")).status_code == 200
 
 
