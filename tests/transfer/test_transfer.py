@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -137,7 +138,7 @@ def test_a_truncated_export_is_reported_as_incomplete(database_url: str, tmp_pat
 def test_import_and_export_reach_this_machine_without_a_proxy(
     service: ServiceProcess, organisation: str, name: str
 ) -> None:
-    environment = {name: "http://127.0.0.1:1"}  # nothing listens there
+    environment: dict[str, Any] = {name: "http://127.0.0.1:1"}  # nothing listens there
     imported = run("import", "-", "--url", service.url, stdin=lines(organisation, 1), **environment)
     assert (imported.returncode, imported.stderr.splitlines()[-1]) == (0, b"1 ok")
     exported = run("export", "--org", organisation, "--url", service.url, **environment)
