@@ -124,7 +124,7 @@ async def download(client: httpx.AsyncClient, url: str) -> bytes:
         finally:
             await response.aclose()
         request = response.next_request
-        if origin(request.url) != origin(response.url):  # whoever can redirect elsewhere must not choose the keys
+        if origin(request.url) != origin(response.url):  # an open redirect must not choose the keys
             raise FetchError(f"redirected to another origin, {request.url.scheme}://{request.url.netloc.decode()}")
     raise FetchError(f"redirected more than {REDIRECTS_MAX} times")
 

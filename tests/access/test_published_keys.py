@@ -302,10 +302,12 @@ async def test_a_limited_number_of_keys_is_tried(publisher: Publisher, monkeypat
         assert not await admits(checked, token("a", key=others[-1], algorithm="ES256"))
 
 
-async def test_keys_without_kid_are_replaced_once_one_signs_anew(publisher: Publisher) -> None:
+async def test_keys_without_kid_are_replaced_once_another_one_signs(
+    publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(published_keys, "REFRESH_SECONDS", 600)
     publisher.keys = [without_kid(RSA)]
     async with opened(publisher) as checked:
-        published_keys.REFRESH_SECONDS = 60  # restored by the fixture
         assert await admits(checked, BY_RSA)
         publisher.keys = [without_kid(OTHER_RSA)]
         async with asyncio.timeout(30):
