@@ -17,6 +17,7 @@ from tqdm import tqdm
 from service.contract.answers import BatchResults, ItemResult
 from service.contract.body import AppointmentPayload
 from service.contract.headers import LINES
+from service.http_client import client_options
 from service.problems import Problem, StartError
 
 Line = tuple[int, bytes]  # its number and text
@@ -63,8 +64,8 @@ def import_lines(file: str, url: str, token: str) -> int:
 
 
 def client_of(url: str, token: str) -> httpx.Client:
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    return httpx.Client(base_url=url, timeout=TIMEOUT_SECONDS, headers=headers)
+    headers = {b"Authorization": f"Bearer {token}".encode()} if token else {}
+    return httpx.Client(base_url=url, timeout=TIMEOUT_SECONDS, headers=headers, **client_options(url))
 
 
 def check_service(client: httpx.Client) -> None:

@@ -4,11 +4,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from service.import_export import BYTES_MAX, LINES_MAX
+from tests.access.issuer import RSA, public_jwk, publishing
 from tests.databases import query
 from tests.http.requests import listed, payload, post
 from tests.http.test_lists import LINES
@@ -130,3 +132,33 @@ def test_a_truncated_export_is_reported_as_incomplete(database_url: str, tmp_pat
         finished = run("export", "--org", "long", "--url", process.url)
     assert finished.returncode == 1
     assert b"error: The list is incomplete" in finished.stderr
+
+
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "ALL_PROXY"])
+def test_import_and_export_reach_this_machine_without_a_proxy(
+    service: ServiceProcess, organisation: str, name: str
+) -> None:
+    environment: dict[str, Any] = {name: "http://127.0.0.1:1"}  # nothing listens there
+    imported = run("import", "-", "--url", service.url, stdin=lines(organisation, 1), **environment)
+    assert (imported.returncode, imported.stderr.splitlines()[-1]) == (0, b"1 ok")
+    exported = run("export", "--org", organisation, "--url", service.url, **environment)
+    assert (exported.returncode, len(exported.stdout.splitlines())) == (0, 1)
+
+
+@pytest.mark.parametrize("command", [["import", "-"], ["export"]])
+def test_import_and_export_use_a_proxy_for_other_hosts(command: list[str]) -> None:
+    with publishing(public_jwk("one", RSA)) as proxy:
+        run(*command, "--url", "http://service.invalid", stdin=b"", HTTP_PROXY=proxy.url)
+        assert proxy.paths[0].startswith("http://service.invalid/")
+        run(*command, "--url", "http://service.invalid", stdin=b"", HTTP_PROXY=proxy.url, NO_PROXY="service.invalid")
+        assert len(proxy.paths) == 1
+    failed = run(*command, "--url", "http://service.invalid", stdin=b"", HTTP_PROXY="socks5://proxy.example")
+    assert failed.returncode == 1
+    assert failed.stderr.splitlines() == [b"error: HTTP_PROXY is wrong: expected a URL like http://proxy.example:3128."]
+
+
+@pytest.mark.parametrize("command", [["import", "-"], ["export"]])
+@pytest.mark.parametrize("token", ["not ASCII: é", "two\nlines"])
+def test_an_unusable_token_ends_without_a_stack_trace(service: ServiceProcess, command: list[str], token: str) -> None:
+    finished = run(*command, "--url", service.url, stdin=b"", AUTH_TOKEN=token)
+    assert b"Traceback" not in finished.stderr
