@@ -66,7 +66,7 @@ async def lifespan(settings: Settings) -> AsyncIterator[dict[str, Any]]:
         # The probe has a connection of its own, since a busy pool does not make the service unready.
         open_database(settings, connections_max=1) as probe_database,
         open_database(settings, connections_max=STREAM_CONNECTIONS_MAX, transaction_ms_max=ms_max) as stream_database,
-        open_change_poller(database, lambda: shutdown.begun) as change_poller,
+        open_change_poller(database) as change_poller,
         open_writer(settings) as writer,
         open_tokens(settings) as tokens,
     ):
@@ -79,7 +79,7 @@ async def lifespan(settings: Settings) -> AsyncIterator[dict[str, Any]]:
         async with supervised(
             deadlines=lambda: keep_deadlines(connections, settings), gauges=lambda: metrics.sample(levels)
         ):
-            with probes.draining(shutdown, settings.shutdown_drain_ms):
+            with probes.draining(shutdown, settings.shutdown_drain_ms, change_poller.end_waits):
                 where = {"api": f"{settings.url()}{APPOINTMENTS}", "docs": f"{settings.url()}/api/docs"}
                 log.info("started", version=VERSION, process=os.getpid(), settings=settings.masked(), **where)
                 yield {  # what the handlers and the connections find in `scope["state"]`
