@@ -38,8 +38,9 @@ class Database:
             connection = await self._acquire()
             try:
                 yield Connection(connection, self._slow_seconds)
-            except BROKEN:
-                connection.terminate()  # or the pool would hand out a connection that the server has ended
+            except (*BROKEN, asyncpg.ReadOnlySQLTransactionError):
+                # Or the pool would hand out a connection that the server has ended, or one that stays read-only.
+                connection.terminate()
                 raise
             finally:
                 try:
