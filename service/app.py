@@ -15,6 +15,7 @@ from service.contract import body
 from service.database.pool import open_database
 from service.reading import handlers as reading
 from service.reading.change_poller import open_change_poller
+from service.reading.stream_places import StreamPlaces
 from service.settings import Settings
 from service.supervisor import supervised
 from service.web import docs, probes
@@ -92,6 +93,7 @@ async def lifespan(settings: Settings) -> AsyncIterator[dict[str, Any]]:
                     "database": database,
                     "probe_database": probe_database,
                     "stream_database": stream_database,
+                    "stream_places": StreamPlaces(STREAM_CONNECTIONS_MAX),
                     "change_poller": change_poller,
                     "writer": writer,
                     "shutdown": shutdown,
