@@ -434,7 +434,7 @@ def test_published_keys_are_fetched_kept_and_rotated(url: str, tmp_path: Path, p
         assert listed(process, new).status_code == 200
 
 
-BROKEN_DOCUMENTS = [b'{"keys": null}', b"[]", b"null", b"<html>", b"\xff", b'{"keys": [1, null, []]}', b"[" * 100_000]
+BROKEN_DOCUMENTS = [b'{"keys": null}', b"[" * 100_000]  # more of them in test_published_keys.py
 
 
 def test_broken_key_documents_leave_the_keys_in_place_and_refreshing_goes_on(
