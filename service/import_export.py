@@ -97,7 +97,7 @@ def batches(source: Iterable[bytes]) -> Iterator[list[Line]]:
     batch: list[Line] = []
     size = 0
     for number, text in enumerate(source, start=1):
-        if not text.strip():
+        if not text.strip(WHITE_SPACE):
             continue
         if batch and (len(batch) == LINES_MAX or size + len(text) > BYTES_MAX):
             yield batch
@@ -135,7 +135,7 @@ def as_payload(text: bytes) -> bytes:
         row = msgspec.json.decode(text, type=ExportedRow)
         return msgspec.json.encode(AppointmentPayload(**msgspec.structs.asdict(row)))
     except (msgspec.DecodeError, RecursionError, ValueError):
-        return text.strip()
+        return text.strip(WHITE_SPACE)
 
 
 def check_accepted(response: httpx.Response) -> None:

@@ -32,9 +32,9 @@ ARRAY = Decoder(
 )
 LINE = re.compile(rb"[^ \t\r\n][^\n]*+")  # without white space before it
 
-# Where an array is not JSON, the bounds of its items are still clear if its strings and brackets are balanced, and each
-# item is one value. A quotation mark that was not escaped turns text into structure, and structure into text; such a
-# string touches other text, and its bounds are not clear if it holds brackets or commas.
+# In an array that is not JSON, the bounds of the items are clear if strings and brackets are balanced and each item is
+# a single value. After an unescaped quotation mark, strings seem to begin and end in the wrong places: they touch other
+# text. If such a string holds a bracket or comma, the bounds are not clear, or two items could pass for one.
 SPACE = rb"[ \t\r\n]*+"
 STRING = rb'(?:(?<=[\s:,\[{])"(?:[^"\\]++|(?:\\.)++)*+"(?=[\s:,\]}])|"(?:[^"\\\[\]{},]++|(?:\\.)++)*+")'
 FIRST = re.compile(SPACE + rb'[^\s"\[\]{},]*+(?:[\[{]|' + STRING + rb"?+" + SPACE + rb"[,\]])", re.DOTALL)

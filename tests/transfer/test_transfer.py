@@ -128,16 +128,16 @@ def test_odd_characters_survive_an_export_and_an_import(
 def test_every_form_of_lines_is_imported(
     service: ServiceProcess, organisation: str, mark: bytes, line_end: bytes, last: bytes
 ) -> None:
-    bodies = [*lines(organisation, 3).splitlines(), b"5", b'{"id": tru}', BYTE_ORDER_MARK + b"{}"]
+    bodies = [*lines(organisation, 3).splitlines(), b"5", b'{"id": tru}', BYTE_ORDER_MARK + b"{}", b"\x0c"]
     finished = run("import", "-", "--url", service.url, stdin=mark + line_end.join(bodies) + last)
     assert finished.returncode == 1
     report = finished.stderr.decode().splitlines()
-    codes, step = ["INVALID_REQUEST", "INVALID_JSON", "INVALID_JSON"], line_end.count(b"\n")
-    assert [line.split(": ")[:2] for line in report[:3]] == [
+    codes, step = ["INVALID_REQUEST", *["INVALID_JSON"] * 3], line_end.count(b"\n")
+    assert [line.split(": ")[:2] for line in report[:4]] == [
         [f"line {1 + place * step}", code] for place, code in enumerate(codes, start=3)
     ]
     assert "begins with a byte order mark" in report[2]
-    assert report[3:] == ["3 ok, 3 invalid"]
+    assert report[4:] == ["3 ok, 4 invalid"]
 
 
 @pytest.mark.parametrize(
