@@ -11,7 +11,7 @@ from starlette.types import ASGIApp
 
 from service import VERSION, metrics
 from service.access.tokens import open_tokens
-from service.contract import body
+from service.contract import body, items
 from service.database.pool import open_database
 from service.reading import handlers as reading
 from service.reading.change_poller import open_change_poller
@@ -37,7 +37,7 @@ log = structlog.get_logger()
 def routes(settings: Settings) -> list[Route]:
     return [
         Route(APPOINTMENTS, Endpoint(reading.list_appointments, (writing.post_appointment, body.APPOINTMENT))),
-        Route("/api/appointments/batch", Endpoint(post=(writing.post_batch, body.BATCH))),
+        Route("/api/appointments/batch", Endpoint(post=(writing.post_batch, items.BATCH))),
         Route("/api/appointments/versions", Endpoint(reading.list_versions)),
         Route("/api/appointments/changes", Endpoint(reading.list_changes)),
         Route("/api/appointments.ics", Endpoint(reading.calendar)),
