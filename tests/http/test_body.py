@@ -237,14 +237,29 @@ def test_the_logged_duration_does_not_include_the_lingering_close(service: Servi
     assert event["ms"] < 4_000  # the service waits 5 s for the rest of the body
 
 
-@pytest.mark.parametrize("offer", [b"h2c", b"websocket", b"foo"])
+@pytest.mark.parametrize("offer", [b"h2c", b"websocket", b"foo\r\nUpgrade: bar"])
 @pytest.mark.parametrize("pieces", [1, 2, 60])
-def test_an_upgrade_offer_is_ignored(service: ServiceProcess, organisation: str, offer: bytes, pieces: int) -> None:
+@pytest.mark.parametrize("chunked", [True, False])
+@pytest.mark.parametrize(
+    "connection_lines",
+    [
+        b"Connection: Upgrade, HTTP2-Settings",
+        b"Connection: keep-alive\r\nConnection: Upgrade",
+        b"connection: UPGRADE\r\nConnection: keep-alive",
+        b"Connection: HTTP2-Settings, upgrade , keep-alive\r\nConnection:",
+    ],
+)
+def test_an_upgrade_offer_is_ignored(
+    service: ServiceProcess, organisation: str, connection_lines: bytes, chunked: bool, offer: bytes, pieces: int
+) -> None:
     """The body and pipelined requests after it are still read, however the bytes are split."""
     body = valid_body(organisation)
-    head = b"POST /api/appointments HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+    head = b"POST /api/appointments HTTP/1.1\r\nHost: x\r\n%s\r\n" % connection_lines
     settings = b"Upgrade: %s\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n" % offer
-    first = head + settings + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    if chunked:
+        first = head + settings + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    else:
+        first = head + settings + b"Content-Length: %d\r\n\r\n" % len(body) + body
     last = b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     request = first + first + last
     with service.connect() as connection:

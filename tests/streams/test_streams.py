@@ -57,6 +57,23 @@ def process(request: pytest.FixtureRequest, database_url: str, tmp_path: Path) -
         yield started
 
 
+def connect(process: ServiceProcess, *headers: bytes, method: bytes = b"GET") -> socket.socket:
+    """Asks for the whole list as a client of HTTP/1.0."""
+    connection = process.connect()
+    lines = [b"%s %s HTTP/1.0" % (method, URL.encode()), *headers, b"", b""]
+    connection.sendall(b"\r\n".join(lines))
+    return connection
+
+
+def read_to_the_end(connection: socket.socket) -> tuple[bytes, bytes]:
+    """The head and what follows it. Raises ConnectionResetError."""
+    with connection:
+        head, _, body = b"".join(iter(lambda: connection.recv(1_000_000), b"")).partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in head.lower()
+    assert b"\r\nconnection: close" in head
+    return head, body
+
+
 def wait_until_no_stream_is_open(url: str) -> None:
     wait_until(lambda: query(url, STREAMING) == [(0,)])
 
@@ -82,6 +99,43 @@ def test_a_slow_reader_is_cut_off_and_its_database_connection_released(process: 
             response.read()
     wait_until_no_stream_is_open(process.database_url)
     assert process.client.get(URL + "&limit=1000").status_code == 200
+
+
+@pytest.mark.parametrize("headers", [[], [b"Connection: keep-alive"], [b"Host: x", b"Accept: application/x-ndjson"]])
+def test_http_1_0_gets_a_list_without_chunks(process: ServiceProcess, headers: list[bytes]) -> None:
+    accept = {"Accept": "application/x-ndjson"} if len(headers) == 2 else {}
+    expected = process.client.get(URL, headers=accept).content
+    head, body = read_to_the_end(connect(process, *headers))
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert body == expected
+
+
+def test_http_1_0_gets_no_body_where_there_is_none(process: ServiceProcess) -> None:
+    head, body = read_to_the_end(connect(process, method=b"HEAD"))
+    assert (head.split()[1], body) == (b"200", b"")
+    tag = process.client.get(URL + "&limit=1").headers["etag"]
+    head, body = read_to_the_end(connect(process, b"If-None-Match: " + tag.encode()))
+    assert (head.split()[1], body) == (b"304", b"")
+
+
+@pytest.mark.parametrize("process", [{"STREAM_MS_MAX": "300"}, {"BUFFER_BYTES_MAX": "1"}], indirect=True)
+@pytest.mark.parametrize("more", [b"", b"\0 more bytes, for which the service would linger"])
+def test_http_1_0_can_tell_a_list_that_was_cut(process: ServiceProcess, more: bytes) -> None:
+    """By a reset, since the end of the connection is the end of a complete list."""
+    connection = connect(process)
+    connection.sendall(more)
+    port, sockets = connection.getsockname()[1], psutil.Process(process.process.pid).net_connections
+    wait_until(lambda: all(each.raddr.port != port for each in sockets("tcp") if each.raddr))
+    with pytest.raises(ConnectionResetError):
+        read_to_the_end(connection)
+
+
+def test_http_1_0_can_tell_a_list_that_was_cut_by_a_kill(process: ServiceProcess) -> None:
+    connection = connect(process)
+    assert connection.recv(1) == b"H"
+    process.kill()
+    with pytest.raises(ConnectionResetError):
+        read_to_the_end(connection)
 
 
 def test_streams_beyond_the_limit_are_refused_and_short_lists_are_not(process: ServiceProcess) -> None:
@@ -116,7 +170,7 @@ def slow_readers(process: ServiceProcess, count: int, path: str) -> list[socket.
     return readers
 
 
-def read_to_the_end(reader: socket.socket) -> bytes:
+def read_chunks(reader: socket.socket) -> bytes:
     data = bytearray()
     with reader:
         while piece := reader.recv(1_000_000):
@@ -143,7 +197,7 @@ def test_slow_readers_are_cut_while_others_wait(process: ServiceProcess) -> None
     found = process.client.get(URL)
     assert (found.status_code, len(found.json())) == (200, ROWS)
     process.wait_for_event("list cut: others were waiting")
-    complete = [read_to_the_end(reader).endswith(LAST_CHUNK) for reader in readers]
+    complete = [read_chunks(reader).endswith(LAST_CHUNK) for reader in readers]
     assert complete.count(False) in (1, 2)  # for `found`, and for the last of the slow readers
     wait_until_no_stream_is_open(process.database_url)
 
