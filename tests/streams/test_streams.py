@@ -124,6 +124,7 @@ def test_http_1_0_can_tell_a_list_that_was_cut(process: ServiceProcess, more: by
     """By a reset, since the end of the connection is the end of a complete list."""
     connection = connect(process)
     connection.sendall(more)
+    assert connection.recv(1) == b"H"  # from here on it does not read until the service has let it go
     port, sockets = connection.getsockname()[1], psutil.Process(process.process.pid).net_connections
     wait_until(lambda: all(each.raddr.port != port for each in sockets("tcp") if each.raddr))
     with pytest.raises(ConnectionResetError):
