@@ -192,6 +192,7 @@ class Connection(HttpToolsProtocol):
     def answer(self, response: Response, request_id: str, *, closes: bool) -> None:
         """Sends a response without calling the application."""
         headers = [*self.server_state.default_headers, *response.raw_headers, (b"x-request-id", request_id.encode())]
+        headers += self.app_state["cors"].headers(self.scope)
         if closes:
             headers.append((b"connection", b"close"))
         head = b"".join(b"%s: %s\r\n" % header for header in headers)

@@ -10,7 +10,6 @@ from collections import deque
 from time import perf_counter
 from typing import Any
 
-from service.contract.headers import header
 from service.metrics import request_seconds
 from service.problems import TOO_MANY_WRITES, ProblemError, problem_response
 from service.web.connection import Connection
@@ -52,7 +51,6 @@ class SheddingConnection(Connection):
             self.is_plain_post(self.app_state["shed_target"])
             and not self.owes_answer()  # a pipelined request waits for its turn
             and not self.app_state["admits"]()
-            and header(self.request(), b"origin") is None  # a page can read only answers that pass through Cors
         )
 
     def _refuse_excess(self) -> None:
