@@ -21,10 +21,11 @@ CODING_SUFFIX = re.compile(r"((--?|;)(gzip|x-gzip|deflate|br|zstd))*")
 def header(scope: Scope, name: bytes) -> str | None:
     """The value of the header of that name, given in lower case. Different lines of it are one list, joined by commas
     (RFC 9110, section 5.3), which is no valid value of a header that is not a list."""
-    lines = [value for key, value in scope["headers"] if key == name]
-    if len(lines) > 1:
-        lines = [b", ".join(dict.fromkeys(lines))]
-    return str(lines[0], "latin-1") if lines else None
+    value = None
+    for key, line in scope["headers"]:
+        if key == name and line != value:
+            value = line if value is None else value + b", " + line
+    return None if value is None else str(value, "latin-1")
 
 
 def require_identity(scope: Scope) -> None:
