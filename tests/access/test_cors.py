@@ -131,6 +131,15 @@ def test_a_listed_origin_may_read_what_the_connection_refuses(cors_service: Serv
     assert "Origin" in names(response.headers["vary"])
 
 
+def test_a_connection_too_many_is_refused_before_its_origin_is_known(database_url: str, tmp_path: Path) -> None:
+    with running_service(tmp_path, DATABASE_URL=database_url, CORS_ORIGINS=APP, CONNECTIONS_MAX="1") as process:
+        with process.connect() as connection:
+            answer = connection.recv(65_536)
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"\r\nvary: Origin\r\n" in answer
+        assert [event for event in process.events() if event["level"] == "error"] == []
+
+
 @pytest.mark.parametrize("origin", [OTHER, "null", f"{APP}.evil.example", "http://app.example", f"{APP}:8443"])
 def test_an_unlisted_origin_is_granted_no_access(cors_service: ServiceProcess, organisation: str, origin: str) -> None:
     preflight = cors_service.client.options("/api/appointments", headers={"Origin": origin} | PREFLIGHT)

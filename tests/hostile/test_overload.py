@@ -105,6 +105,14 @@ def test_an_origin_does_not_lead_around_load_shedding(database_url: str, tmp_pat
             assert_problem(response, 503, "OVERLOADED")
             assert response.headers.get("access-control-allow-origin") == (origin if origin == allowed else None)
             assert response.headers.get("vary") == ("Origin" if allowed else None)
+        with service.connect() as connection:
+            writes = [
+                POST + b"Origin: %s\r\n\r\n" % origin + BODY
+                for origin in (b"https://app.example", b"https://other.example")
+            ]
+            connection.sendall(b"".join(writes) + POST + b"Connection: close\r\n\r\n" + BODY)
+            answers = read_all(connection).split(b"HTTP/1.1 503 ")[1:]
+        assert [b"access-control-allow-origin" in answer for answer in answers] == [bool(allowed), False, False]
 
 
 @pytest.mark.parametrize("version", [b"1.0", b"1.1"])
