@@ -53,8 +53,7 @@ def create_app(settings: Settings) -> ASGIApp:
     found = routes(settings)
     # The router alone: Starlette's middleware would handle exceptions twice more, and RequestContext does.
     router = Router(found, default=not_found, redirect_slashes=False, lifespan=lambda _: lifespan(settings))
-    app = RequestContext(router, {route.path: route.app for route in found})
-    return Cors(app, origins) if (origins := settings.origins()) else app
+    return RequestContext(router, {route.path: route.app for route in found})
 
 
 @asynccontextmanager
@@ -88,6 +87,7 @@ async def lifespan(settings: Settings) -> AsyncIterator[dict[str, Any]]:
                     "connections": connections,
                     "shed_target": APPOINTMENTS.encode(),  # a POST to it is refused unread
                     "admits": writer.admits,  # unless this says that there is room
+                    "cors": Cors(settings.origins()),
                     "tokens": tokens,
                     "body_room": BodyRoom(settings.buffer_bytes_max),
                     "database": database,

@@ -1,6 +1,7 @@
 """The kinds of field that bodies and query strings share: type, parser and the text that says what is expected."""
 
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -11,6 +12,8 @@ from service.problems import Code, FieldError, ProblemError
 
 LENGTH_MAX = 255  # code points
 DEFAULT_ORGANISATION = "default"
+FAULTS_MAX = 20  # in an answer
+NAME_LENGTH_MAX = 64  # of an unknown parameter that an answer repeats
 
 ExternalId = Annotated[
     str,
@@ -80,10 +83,19 @@ Faults = dict[str, tuple[str, Code]]  # by field: its first fault, and the code 
 
 
 def invalid(faults: Faults) -> ProblemError:
-    """Reports all faults at once: INVALID_DATE_FORMAT if only instants are at fault, else INVALID_REQUEST."""
+    """Reports all faults at once: INVALID_DATE_FORMAT if only instants are at fault, else INVALID_REQUEST. An answer is
+    small, however many faults there are."""
     dates_only = all(code == "INVALID_DATE_FORMAT" for _, code in faults.values())
+    more = len(faults) - FAULTS_MAX
+    faulty = (
+        f"it has the {FAULTS_MAX} faults in `errors` and {more:,} more" if more > 0 else "`errors` lists every fault"
+    )
     return ProblemError(
         "INVALID_DATE_FORMAT" if dates_only else "INVALID_REQUEST",
-        "The request is not valid; `errors` lists every fault.",
-        errors=[FieldError(field, detail) for field, (detail, _) in faults.items()],
+        f"The request is not valid; {faulty}.",
+        errors=[FieldError(shortened(field), detail) for field, (detail, _) in islice(faults.items(), FAULTS_MAX)],
     )
+
+
+def shortened(name: str) -> str:
+    return name if len(name) <= NAME_LENGTH_MAX else f"{name[:NAME_LENGTH_MAX]}…"

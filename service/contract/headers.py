@@ -9,21 +9,39 @@ from service.problems import ProblemError
 JSON = "application/json"
 LINES = "application/x-ndjson"
 JSON_TYPE = re.compile(r"application/(json|[a-z0-9!#$&^_.+-]+\+json)")
+# A comma outside quotes is none of a parameter: it separates the values of several lines.
+MEDIA_TYPE = re.compile(r'([^";,]*)(;([^",]|"[^"]*")*)?')
+LIST_ITEM = re.compile(r'([^",]|"[^"]*")+')
+WEIGHT = re.compile(r"0?\.[0-9]+|0\.?|1(\.0*)?")
+ENTITY_TAG = re.compile(r'"([^"]*)"')
+# What servers in front append to the tag of an answer that they compress: Apache, Caddy `-gzip`, Jetty `--gzip`.
+CODING_SUFFIX = re.compile(r"((--?|;)(gzip|x-gzip|deflate|br|zstd))*")
 
 
 def header(scope: Scope, name: bytes) -> str | None:
-    """The first header of that name, given in lower case."""
-    for key, value in scope["headers"]:
-        if key == name:
-            return str(value, "latin-1")
-    return None
+    """The value of the header of that name, given in lower case. Different lines of it are one list, joined by commas
+    (RFC 9110, section 5.3), which is no valid value of a header that is not a list."""
+    value = None
+    for key, line in scope["headers"]:
+        if key == name and line != value:
+            value = line if value is None else value + b", " + line
+    return None if value is None else str(value, "latin-1")
+
+
+def require_identity(scope: Scope) -> None:
+    """Raises ProblemError, a 415, for a body with a content coding. Source: RFC 9110, sections 8.4 and 12.5.3."""
+    codings = header(scope, b"content-encoding")
+    if codings and not {coding.strip().lower() for coding in codings.split(",")} <= {"", "identity"}:
+        detail = "Expected a body without a Content-Encoding."
+        raise ProblemError("UNSUPPORTED_MEDIA_TYPE", detail, headers={"Accept-Encoding": "identity"})
 
 
 def sends_lines(scope: Scope, *, accepted: bool) -> bool:
     """Whether the declared media type of the body is NDJSON, if that is accepted. Raises ProblemError, a 415, for any
-    type but that and JSON."""
+    type but that and JSON. Parameters such as `charset` have no effect: both are UTF-8 (RFC 8259, section 11)."""
     content_type = header(scope, b"content-type")
-    declared = JSON if content_type is None else content_type.partition(";")[0].strip().lower()
+    media_type = MEDIA_TYPE.fullmatch(JSON if content_type is None else content_type)
+    declared = media_type[1].strip().lower() if media_type else ""
     if JSON_TYPE.fullmatch(declared):
         return False
     if accepted and declared == LINES:
@@ -33,20 +51,35 @@ def sends_lines(scope: Scope, *, accepted: bool) -> bool:
 
 
 def prefers_lines(scope: Scope) -> bool:
-    """Whether `Accept` names NDJSON, with at least the weight of JSON. Source: RFC 9110, section 12.4.2."""
-    weights = {JSON: 0.0, LINES: 0.0}
-    for part in (header(scope, b"accept") or "").lower().split(","):
-        accepted, *options = (piece.strip() for piece in part.split(";"))
-        if accepted in weights:
-            given = next((option for option in options if option.startswith("q=")), "q=1")
-            try:
-                weights[accepted] = float(given.removeprefix("q="))
-            except ValueError:
-                weights[accepted] = 0
-    return 0 < weights[LINES] >= weights[JSON]
+    """Whether `Accept` gives NDJSON more weight than JSON, or the same and names it. Source: RFC 9110, section 12.5.1;
+    if neither is acceptable, JSON is sent all the same."""
+    weights = range_weights(header(scope, b"accept") or "")
+    json, lines = (
+        next((weights[each] for each in (media_type, "application/*", "*/*") if each in weights), 0.0)
+        for media_type in (JSON, LINES)
+    )
+    return lines > json or (0 < lines == json and LINES in weights)
+
+
+def range_weights(accept: str) -> dict[str, float]:
+    """The weights of the media ranges. One with parameters counts only if it is not given without them too; one whose
+    weight is not valid does not count."""
+    weights: dict[str, float] = {}
+    for item in LIST_ITEM.finditer(accept.lower()):
+        media_range, *parameters = (part.strip() for part in item[0].split(";"))
+        given = {name.strip(): value.strip() for name, _, value in (part.partition("=") for part in parameters)}
+        weight = given.pop("q", "1")
+        if WEIGHT.fullmatch(weight) and not (any(given) and media_range in weights):
+            weights[media_range] = float(weight)
+    return weights
 
 
 def matches(if_none_match: str, tag: str) -> bool:
-    """Source: RFC 9110, section 13.1.2. None of our tags holds a comma."""
-    tags = {each.strip().removeprefix("W/") for each in if_none_match.split(",")}
-    return bool({"*", tag.removeprefix("W/")} & tags)
+    """Whether the list of entity tags has this one, coded or not. Source: RFC 9110, section 13.1.2."""
+    if if_none_match.strip() == "*":
+        return True
+    [opaque] = ENTITY_TAG.findall(tag)
+    return any(
+        given.startswith(opaque) and CODING_SUFFIX.fullmatch(given, len(opaque))
+        for given in ENTITY_TAG.findall(if_none_match)
+    )

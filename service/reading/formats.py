@@ -35,5 +35,5 @@ PIECES = Format("pieces", JSON, "", "", "")  # rows that are parts of one object
 
 
 def accepted_format(scope: Scope) -> Format:
-    """One row a line for clients that ask for it by name, otherwise an array."""
+    """One row a line for clients that prefer it, otherwise an array."""
     return NDJSON if prefers_lines(scope) else ARRAY

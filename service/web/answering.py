@@ -88,7 +88,7 @@ class AnsweringProtocol(HttpToolsProtocol):
         if self.cycle:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        self.answer(problem_response(error), new_id(), closes=True)
+        self.answer(problem_response(error), new_id(), self.scope, closes=True)
         self._linger()
 
     def _lingers(self) -> bool:
@@ -105,9 +105,10 @@ class AnsweringProtocol(HttpToolsProtocol):
         self.wire.write_eof()
         self.resume()
 
-    def answer(self, response: Response, request_id: str, *, closes: bool) -> None:
+    def answer(self, response: Response, request_id: str, scope: Any, *, closes: bool) -> None:
         """Sends a response without calling the application."""
         headers = [*self.server_state.default_headers, *response.raw_headers, (b"x-request-id", request_id.encode())]
+        headers += self.app_state["cors"].headers(scope)
         if closes:
             headers.append((b"connection", b"close"))
         head = b"".join(b"%s: %s\r\n" % header for header in headers)

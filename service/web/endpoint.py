@@ -9,9 +9,10 @@ from starlette.types import Receive, Scope, Send
 
 from service.access.grants import EVERYTHING, Grant, Need
 from service.contract.body import BodyKind
-from service.contract.headers import header, sends_lines
+from service.contract.headers import header, require_identity, sends_lines
 from service.contract.parameters import NO_PARAMETERS, read_query
 from service.problems import ProblemError
+from service.web.cors import Cors
 
 Get = Callable[[Request, Grant], Awaitable[Response]]
 Post = tuple[Callable[[Request, Grant, Any], Awaitable[Response]], BodyKind]
@@ -30,8 +31,11 @@ class Endpoint:
         method = scope["method"]
         if method == "POST" and self._post:
             handle, kind = self._post
+            cors: Cors = scope["state"]["cors"]
+            cors.admit_write(scope)
             grant = await self._authorise(scope, "write")
             read_query(scope["query_string"], NO_PARAMETERS)
+            require_identity(scope)
             lines = sends_lines(scope, accepted=kind.decode_lines is not None)
             decode = kind.decode_lines if lines and kind.decode_lines else kind.decode_json
             # Without a name the body is let go before the handler waits.

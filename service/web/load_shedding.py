@@ -11,7 +11,6 @@ from typing import Any
 
 from starlette.types import Scope
 
-from service.contract.headers import header
 from service.metrics import request_seconds
 from service.problems import TOO_MANY_WRITES, ProblemError, problem_response
 from service.web.connection import Connection
@@ -79,18 +78,14 @@ class SheddingConnection(Connection):
         return bool(self._excess_at) or super().is_unanswered()
 
     def _is_excess(self) -> bool:
-        return (
-            self.is_plain_post(self.app_state["shed_target"])
-            and (self._waits() or not self.app_state["admits"]())
-            and header(self.request(), b"origin") is None  # a page can read only answers that pass through Cors
-        )
+        return self.is_plain_post(self.app_state["shed_target"]) and (self._waits() or not self.app_state["admits"]())
 
     def _waits(self) -> bool:
         """Whether the request that was just read is decided in its turn."""
         return self.owes_answer() or self in TURNS
 
     def _refuse_excess(self, scope: Scope, excess_at: float, *, closes: bool) -> None:
-        self.answer(FULL, id_of(scope), closes=closes)
+        self.answer(FULL, id_of(scope), scope, closes=closes)
         path = self.app_state["shed_target"].decode()
         request_seconds("POST", path, FULL.status_code).observe(perf_counter() - excess_at)
         if closes:

@@ -20,7 +20,13 @@ Json = dict[str, Any]
 TEXTS: Json = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 SCHEMAS = [AppointmentPayload, Accepted, ListedAppointment, Version, Changes, BatchResults, Availability, Problem]
 FAILURE_CODES: list[Code] = ["UNAUTHENTICATED", "FORBIDDEN", "OVERLOADED", "DATABASE_UNAVAILABLE", "INTERNAL"]
-BODY_CODES: list[Code] = ["INVALID_JSON", "INVALID_REQUEST", "PAYLOAD_TOO_LARGE", "UNSUPPORTED_MEDIA_TYPE"]
+BODY_CODES: list[Code] = [
+    "INVALID_JSON",
+    "INVALID_REQUEST",
+    "FOREIGN_ORIGIN",
+    "PAYLOAD_TOO_LARGE",
+    "UNSUPPORTED_MEDIA_TYPE",
+]
 
 
 def document() -> Json:
@@ -102,8 +108,8 @@ def problem_responses(codes: Sequence[Code]) -> Json:
 
 
 def headers(status: int) -> Json:
-    more = {401: ["WWW-Authenticate"], 403: ["WWW-Authenticate"], 503: ["Retry-After"]}.get(status, [])
-    return {name: TEXTS["headers"][name] for name in ("X-Request-Id", *more)}
+    more = {401: "WWW-Authenticate", 403: "WWW-Authenticate", 415: "Accept-Encoding", 503: "Retry-After"}
+    return {name: TEXTS["headers"][name] for name in ("X-Request-Id", more.get(status)) if name}
 
 
 def problem_example(code: Code) -> Json:

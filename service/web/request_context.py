@@ -1,4 +1,4 @@
-"""Around every request: its id, its log line, its metrics, and the answer to any exception."""
+"""Around every request: its id, its log line, its metrics, CORS, and the answer to any exception."""
 
 import asyncio
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.logs import REQUEST
 from service.metrics import request_seconds
 from service.problems import ProblemError, problem_response
+from service.web.cors import Cors
 from service.web.request_ids import id_of
 
 log = structlog.get_logger()
@@ -37,6 +38,7 @@ class RequestContext:
             return
         started = perf_counter()
         request_id = id_of(scope)
+        cors: Cors = scope["state"]["cors"]
         REQUEST.set({"request_id": request_id})
         status = CLIENT_CLOSED
 
@@ -44,11 +46,14 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                mine = (b"x-request-id", request_id.encode()), *cors.headers(scope)
+                message["headers"] = [*message["headers"], *mine]
             await send(message)
 
         try:
-            await self._routes.get(scope["path"], self._router)(scope, receive, send_with_id)
+            preflight = cors.is_preflight(scope)
+            app = cors.preflight(scope) if preflight else self._routes.get(scope["path"], self._router)
+            await app(scope, receive, send_with_id)
         except ClientDisconnect:
             status = CLIENT_CLOSED
         except asyncio.CancelledError:  # the grace period of a shutdown is over

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from uuid import uuid4
 
 import httpx
@@ -93,6 +94,25 @@ def test_refused_writes_share_a_log_line(small: ServiceProcess) -> None:
         wait_until(lambda: sum(int(str(line["refused"])) for line in lines("too many writes")[reports:]) >= 50)
     assert len(lines("too many writes")) - reports < 10
     assert len(lines("request")) == requests
+
+
+@pytest.mark.parametrize("allowed", ["", "https://app.example"])
+def test_an_origin_does_not_lead_around_load_shedding(database_url: str, tmp_path: Path, allowed: str) -> None:
+    """A body that is refused unread cannot be found malformed."""
+    with running_service(tmp_path, DATABASE_URL=database_url, **LIMITS, CORS_ORIGINS=allowed) as service, full(service):
+        for origin in ("https://app.example", "https://other.example", "null", service.url):
+            response = service.client.post("/api/appointments", content=b"{", headers={"Origin": origin})
+            assert_problem(response, 503, "OVERLOADED")
+            assert response.headers.get("access-control-allow-origin") == (origin if origin == allowed else None)
+            assert response.headers.get("vary") == ("Origin" if allowed else None)
+        with service.connect() as connection:
+            writes = [
+                POST + b"Origin: %s\r\n\r\n" % origin + BODY
+                for origin in (b"https://app.example", b"https://other.example")
+            ]
+            connection.sendall(b"".join(writes) + POST + b"Connection: close\r\n\r\n" + BODY)
+            answers = read_all(connection).split(b"HTTP/1.1 503 ")[1:]
+        assert [b"access-control-allow-origin" in answer for answer in answers] == [bool(allowed), False, False]
 
 
 @pytest.mark.parametrize("version", [b"1.0", b"1.1"])

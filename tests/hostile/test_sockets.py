@@ -117,7 +117,7 @@ ANSWERED = {
     "an Upgrade with a body": (POST + b"Connection: Upgrade\r\nUpgrade: h2c\r\n" + LENGTH + b"\r\n" + BODY, b"400"),
     "an unknown expectation": (GET + b"Expect: miracles\r\n\r\n", b"200"),
     "empty lines before the request": (b"\r\n\r\n" + GET + b"\r\n", b"200"),
-    "an unsupported content coding": (POST + b"Content-Encoding: gzip\r\n" + LENGTH + b"\r\n" + BODY, b"400"),
+    "an unsupported content coding": (POST + b"Content-Encoding: gzip\r\n" + LENGTH + b"\r\n" + BODY, b"415"),
 }  # fmt: skip
 
 

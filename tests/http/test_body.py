@@ -100,6 +100,9 @@ def test_escapes_and_whitespace_are_accepted(client: httpx.Client, organisation:
         "application/json",
         "application/json; charset=utf-8",
         "Application/JSON;x=y",
+        "application/json; charset=latin-1",
+        "application/json;",
+        'application/json; profile="a, text/plain"',
         "application/cloudevents+json",
         "application/vnd.api+json ; a=b",
     ],
@@ -120,12 +123,72 @@ def test_json_media_types_are_accepted(client: httpx.Client, organisation: str, 
         "text/json",
         "+json",
         "application/json/x",
+        "",
+        "application/json, text/plain",
+        "application/json;a=b, text/plain",
+        'application/json;a="b',
     ],
 )
 def test_other_media_types_are_rejected(client: httpx.Client, organisation: str, media_type: str) -> None:
     response = client.post("/api/appointments", content=valid_body(organisation), headers={"Content-Type": media_type})
     assert_problem(response, 415, "UNSUPPORTED_MEDIA_TYPE")
     assert listed(client, organisation) == []
+
+
+APPOINTMENTS, BATCH = "/api/appointments", "/api/appointments/batch"
+
+
+@pytest.mark.parametrize("path", [APPOINTMENTS, BATCH])
+@pytest.mark.parametrize(
+    ("lines", "status"),
+    [
+        (["application/json", "application/json"], 200),
+        (["application/json", "text/plain"], 415),
+        (["text/plain", "application/json"], 415),
+        (["application/json;a=b", "application/json;a=c"], 415),
+    ],
+)
+def test_different_content_types_are_rejected(
+    client: httpx.Client, organisation: str, path: str, lines: list[str], status: int
+) -> None:
+    body = valid_body(organisation) if path == APPOINTMENTS else b"[" + valid_body(organisation) + b"]"
+    response = client.post(path, content=body, headers=[("Content-Type", line) for line in lines])
+    assert response.status_code == status
+    assert len(listed(client, organisation)) == (status == 200)
+
+
+@pytest.mark.parametrize("path", [APPOINTMENTS, BATCH])
+@pytest.mark.parametrize(
+    "codings",
+    [["gzip"], ["x-gzip"], ["br"], ["identity, gzip"], ["identity", "deflate"], ["zstd", ""], ["none"], ['"']],
+)
+def test_a_body_with_a_content_coding_is_rejected_before_it_is_sent(
+    service: ServiceProcess, path: str, codings: list[str]
+) -> None:
+    lines = "".join(f"Content-Encoding: {coding}\r\n" for coding in codings)
+    with service.connect() as connection:
+        connection.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\n{lines}Content-Length: 5\r\n\r\n".encode())
+        response = HTTPResponse(connection)
+        response.begin()
+        assert (response.status, json.load(response)["code"]) == (415, "UNSUPPORTED_MEDIA_TYPE")
+        assert response.headers["Accept-Encoding"] == "identity"
+
+
+@pytest.mark.parametrize("path", [APPOINTMENTS, BATCH])
+@pytest.mark.parametrize("codings", [["identity"], ["Identity"], [""], ["identity, identity"], ["identity", ",", ""]])
+def test_the_identity_coding_is_accepted(
+    client: httpx.Client, organisation: str, path: str, codings: list[str]
+) -> None:
+    body = valid_body(organisation) if path == APPOINTMENTS else b"[" + valid_body(organisation) + b"]"
+    response = client.post(path, content=body, headers=[("Content-Encoding", coding) for coding in codings])
+    assert response.status_code == 200
+    assert len(listed(client, organisation)) == 1
+
+
+def test_a_body_in_another_charset_is_rejected(client: httpx.Client, organisation: str) -> None:
+    body = json.dumps(payload(organisation, id="\xe9"), ensure_ascii=False).encode("latin-1")
+    headers = {"Content-Type": "application/json; charset=latin-1"}
+    assert_problem(client.post("/api/appointments", content=body, headers=headers), 400, "INVALID_JSON")
 
 
 def test_a_body_of_exactly_the_size_limit_is_accepted(client: httpx.Client, organisation: str) -> None:

@@ -1,5 +1,7 @@
 """GET /api/appointments: order, `at`, and strict parsing of the query."""
 
+from urllib.parse import unquote
+
 import httpx
 import pytest
 
@@ -120,6 +122,30 @@ def test_the_error_for_a_plus_sign_suggests_its_encoding(client: httpx.Client) -
     encoded = client.get("/api/appointments?at=2020-10-10T10:00:00%2B02:00")
     assert encoded.status_code == 200
     assert client.get("/api/appointments?at=2020-10-10+10:00").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("count", "detail"),
+    [
+        (20, "The request is not valid; `errors` lists every fault."),
+        (21, "The request is not valid; it has the 20 faults in `errors` and 1 more."),
+        (5_000, "The request is not valid; it has the 20 faults in `errors` and 4,980 more."),
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_an_answer_lists_20_faults_at_most(client: httpx.Client, method: str, count: int, detail: str) -> None:
+    names = [f"x{number}" for number in range(count)]
+    response = client.request(method, f"/api/appointments?{'&'.join(names)}")
+    problem = assert_problem(response, 400, "INVALID_REQUEST", names[:20])
+    assert problem["detail"] == detail
+    assert len(response.content) < 10_000
+
+
+@pytest.mark.parametrize("name", ["x" * 30_000, "%C3%A9" * 5_000, "x" * 65])
+def test_the_name_of_an_unknown_parameter_is_shortened(client: httpx.Client, name: str) -> None:
+    response = client.get(f"/api/appointments?{name}=1")
+    assert_problem(response, 400, "INVALID_REQUEST", [unquote(name)[:64] + "…"])
+    assert len(response.content) < 1_000
 
 
 def test_post_rejects_query_parameters(client: httpx.Client, organisation: str) -> None:

@@ -225,6 +225,48 @@ def test_ndjson_has_one_row_per_line(client: httpx.Client, organisation: str) ->
         ("*/*", False),
         ("text/html", False),
         ("", False),
+        # The most specific range gives the weight.
+        ("application/x-ndjson;q=0.5, */*", False),
+        ("application/x-ndjson;q=0.5, application/*", False),
+        ("application/x-ndjson, application/*;q=0.5", True),
+        ("*/*;q=0.9, application/*;q=0.1, application/x-ndjson;q=0.2", True),
+        ("*/*, application/*;q=0.1, application/json;q=0.5", False),
+        ("application/x-ndjson, */*;q=0.1", True),
+        ("application/json;q=0.5, */*", True),
+        ("application/json;q=0.5, */*;q=0.1", False),
+        ("text/html, application/xml;q=0.9, */*;q=0.8", False),
+        ("text/html, image/gif, *; q=.2, */*; q=.2", False),
+        ("text/*, application/*", False),
+        # A weight of 0 excludes.
+        ("application/json;q=0, */*", True),
+        ("application/json;q=0.000, application/*;q=0.001", True),
+        ("application/x-ndjson;q=0, */*", False),
+        ("application/json;q=0", False),
+        ("application/json;q=0, application/x-ndjson;q=0", False),
+        ("*/*;q=0", False),
+        ("*/*;q=0, application/x-ndjson", True),
+        ("application/*;q=0, */*", False),
+        # Spelling of weights, and weights that are not valid.
+        ("application/json;Q=0.5, application/x-ndjson;Q=0.6", True),
+        ("application/json ; q=.5 , application/x-ndjson ; q=0.4", False),
+        ("application/json;q=1.000, application/x-ndjson;q=1.", True),
+        ("application/json;q=0.5, application/x-ndjson;q=2", False),
+        ("application/json, application/x-ndjson;q=1.5", False),
+        ("application/json, application/x-ndjson;q=inf", False),
+        ("application/json, application/x-ndjson;q=nan", False),
+        ("application/json, application/x-ndjson;q=-1", False),
+        ("application/json, application/x-ndjson;q=", False),
+        ("application/json;q=x, */*", False),
+        # Parameters, quoted separators, and empty items.
+        ("application/x-ndjson;charset=utf-8", True),
+        ("application/x-ndjson;charset=utf-8;q=0.5, application/json", False),
+        ("application/json, application/json;version=1;q=0, application/x-ndjson;q=0.5", False),
+        ("application/json;version=1;q=0, application/json, application/x-ndjson;q=0.5", False),
+        ('application/json;profile="a, application/x-ndjson, b"', False),
+        ('application/json;q=0.5;profile=";q=1", application/x-ndjson;q=0.7', True),
+        (", application/x-ndjson,,", True),
+        ("application/x-ndjson;", True),
+        ('"', False),
     ],
 )
 def test_the_accept_header_selects_the_format(
@@ -233,6 +275,22 @@ def test_the_accept_header_selects_the_format(
     response = client.get(f"/api/appointments?org={organisation}", headers={"Accept": accept})
     assert (response.status_code, response.content) == (200, b"" if lines else b"[]")
     assert response.headers["content-type"] == ("application/x-ndjson" if lines else "application/json")
+
+
+@pytest.mark.parametrize(
+    ("accept", "lines"),
+    [
+        (["application/json;q=0.5", "application/x-ndjson"], True),
+        (["application/x-ndjson;q=0.5", "application/json"], False),
+        (["text/html", "application/xml", "application/x-ndjson"], True),
+        (["*/*", "application/json;q=0"], True),
+    ],
+)
+def test_the_accept_header_may_come_on_several_lines(
+    client: httpx.Client, organisation: str, accept: list[str], lines: bool
+) -> None:
+    response = client.get(f"/api/appointments?org={organisation}", headers=[("Accept", line) for line in accept])
+    assert (response.status_code, response.content) == (200, b"" if lines else b"[]")
 
 
 def test_the_etag_changes_with_every_change_of_the_organisation_and_only_then(
@@ -272,6 +330,47 @@ def test_an_unchanged_list_is_not_sent_again(client: httpx.Client, organisation:
     assert (changed.status_code, len(changed.json())) == (200, 1)
     refused = client.get(url + "&at=x", headers={"If-None-Match": tag})
     assert_problem(refused, 400, "INVALID_DATE_FORMAT", ["at"])
+
+
+@pytest.mark.parametrize(
+    ("lines", "status"),
+    [
+        (["{tag}", '"x"'], 304),
+        (['"x", "y"', "{tag}"], 304),
+        (['"x, y", {tag}'], 304),
+        (['W/"x",{tag},"y"'], 304),
+        (['"x,{bare},y"'], 200),
+        (['W/"{bare}-gzip"'], 304),
+        (['"{bare}-gzip"'], 304),
+        (['W/"{bare}--gzip"'], 304),
+        (['W/"{bare};gzip"'], 304),
+        (['"x", W/"{bare}-br"'], 304),
+        (['W/"{bare}-zstd"'], 304),
+        (['W/"{bare}-gzip-gzip"'], 304),
+        (['W/"{bare}-other"'], 200),
+        (['W/"{bare}-gzipped"'], 200),
+        (['W/"{bare}x"'], 200),
+        (['W/"x{bare}"'], 200),
+        (["{bare}"], 200),
+        (['"'], 200),
+        (["*"], 304),
+        (['"*"'], 200),
+    ],
+)
+def test_the_tag_is_found_among_those_of_other_answers_and_with_the_suffix_of_a_coding(
+    client: httpx.Client, organisation: str, lines: list[str], status: int
+) -> None:
+    """Apache, Caddy and Jetty append the coding when they compress."""
+    post(client, organisation)
+    url = f"/api/appointments?org={organisation}"
+    tag = client.get(url).headers["etag"]
+    bare = tag.removeprefix("W/").strip('"')
+    given = [("If-None-Match", line.format(tag=tag, bare=bare)) for line in lines]
+    assert client.get(url, headers=given).status_code == status
+    calendar = f"/api/appointments.ics?org={organisation}"
+    of_calendar = client.get(calendar).headers["etag"]
+    given = [("If-None-Match", line.format(tag=of_calendar, bare=of_calendar[3:-1])) for line in lines]
+    assert client.get(calendar, headers=given).status_code == status
 
 
 def test_a_list_carries_the_cursor_of_the_last_change(client: httpx.Client, organisation: str) -> None:

@@ -67,6 +67,12 @@ def test_an_invalid_request_id_is_replaced(client: httpx.Client, request_id: str
     assert response.headers["x-request-id"] != client.get("/livez").headers["x-request-id"]
 
 
+@pytest.mark.parametrize(("second", "echoed"), [("first", True), ("second", False)])
+def test_different_request_ids_are_replaced(client: httpx.Client, second: str, echoed: bool) -> None:
+    response = client.get("/livez", headers=[("X-Request-Id", "first"), ("X-Request-Id", second)])
+    assert (response.headers["x-request-id"] == "first") == echoed
+
+
 def test_each_request_is_logged_with_its_route_status_and_verdict(service: ServiceProcess, organisation: str) -> None:
     response = post(service.client, organisation)
     event = service.wait_for_event("request", request_id=response.headers["x-request-id"])

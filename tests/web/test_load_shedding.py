@@ -10,6 +10,7 @@ from uvicorn import Config
 from uvicorn.server import ServerState
 
 from service.settings import Settings
+from service.web.cors import Cors
 from service.web.load_shedding import TURNS, SheddingConnection
 from service.web.turns import TURNS_PER_ROUND, Turns
 from tests.hostile.raw_http import STATUS
@@ -62,7 +63,7 @@ async def app(_scope: Any, receive: Any, send: Any) -> None:
 
 
 def connect(admits: Callable[[], bool] = lambda: False) -> tuple[SheddingConnection, Transport]:
-    state = {"connections": set(), "settings": Settings(), "shed_target": TARGET, "admits": admits}
+    state = {"connections": set(), "settings": Settings(), "cors": Cors(()), "shed_target": TARGET, "admits": admits}
     connection = SheddingConnection(Config(app, log_config=None, lifespan="off"), ServerState(), state)
     transport = Transport()
     connection.connection_made(transport)
