@@ -85,7 +85,7 @@ async def lifespan(settings: Settings) -> AsyncIterator[dict[str, Any]]:
                 yield {  # what the handlers and the connections find in `scope["state"]`
                     "settings": settings,
                     "connections": connections,
-                    "shed_target": APPOINTMENTS.encode(),  # a POST to it is refused unread
+                    "shed_path": APPOINTMENTS,  # a POST to it is refused unread
                     "admits": writer.admits,  # unless this says that there is room
                     "cors": Cors(settings.origins()),
                     "tokens": tokens,

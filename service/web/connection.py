@@ -10,7 +10,7 @@ from starlette.types import Scope
 from service.metrics import REFUSALS
 from service.problems import ProblemError, as_problem_error
 from service.web.answering import AnsweringProtocol
-from service.web.heads import check_head, check_target, head_bytes, invalid_http, without_upgrade
+from service.web.heads import check_head, check_target, head_bytes, invalid_http, path_of, without_upgrade
 
 log = structlog.get_logger()
 
@@ -154,10 +154,9 @@ class Connection(AnsweringProtocol):
         self.reading = None
         super().on_message_complete()
 
-    def is_plain_post(self, target: bytes) -> bool:
-        """Whether the head that was just read is of a POST to this target that expects no answer before its body."""
-        unusual = self.expect_100_continue or self.parser.should_upgrade()
-        return self.url == target and self.parser.get_method() == b"POST" and not unusual
+    def is_post_to(self, path: str) -> bool:
+        """Whether the head that was just read is of a POST to this path, however the target spells it."""
+        return self.parser.get_method() == b"POST" and not self.parser.should_upgrade() and path_of(self.url) == path
 
     def request(self) -> Scope:
         """The ASGI scope of the request that is being read."""

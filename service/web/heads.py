@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from urllib.parse import unquote
 
 import httptools
 
@@ -31,13 +32,18 @@ def check_head(method: bytes, version: str, headers: Headers) -> None:
         raise invalid_http("the Host header is not valid")
 
 
-def check_target(target: bytes) -> None:
-    """Raises ProblemError, a 400, if uvicorn cannot read the target."""
+def path_of(target: bytes) -> str | None:
+    """The path as handlers see it; None if uvicorn cannot read the target."""
     try:
         path = httptools.parse_url(target).path
-    except httptools.HttpParserInvalidURLError:
-        path = None
-    if path is None:
+        return None if path is None else unquote(path.decode("ascii"))
+    except (httptools.HttpParserInvalidURLError, UnicodeDecodeError):
+        return None
+
+
+def check_target(target: bytes) -> None:
+    """Raises ProblemError, a 400, if uvicorn cannot read the target."""
+    if path_of(target) is None:
         raise invalid_http("the request target is not valid")
 
 

@@ -22,7 +22,7 @@ TURNS = Turns()
 
 
 class SheddingConnection(Connection):
-    """Answers a POST to `shed_target` itself if `admits` of the application's state says that there is no room. The
+    """Answers a POST to `shed_path` itself if `admits` of the application's state says that there is no room. The
     requests behind it that have been read already wait until the connection's next turn."""
 
     _excess_at = 0.0  # when the head of the current message came, if the message is refused unread
@@ -45,6 +45,9 @@ class SheddingConnection(Connection):
         excess = self._is_excess()
         if excess and not self._waits():
             self._excess_at = perf_counter()
+            if self.expect_100_continue:
+                self.wire.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                self.wire.flush()
             return
         super().begin_request()
         if excess:
@@ -78,7 +81,7 @@ class SheddingConnection(Connection):
         return bool(self._excess_at) or super().is_unanswered()
 
     def _is_excess(self) -> bool:
-        return self.is_plain_post(self.app_state["shed_target"]) and (self._waits() or not self.app_state["admits"]())
+        return (self._waits() or not self.app_state["admits"]()) and self.is_post_to(self.app_state["shed_path"])
 
     def _waits(self) -> bool:
         """Whether the request that was just read is decided in its turn."""
@@ -86,8 +89,7 @@ class SheddingConnection(Connection):
 
     def _refuse_excess(self, scope: Scope, excess_at: float, *, closes: bool) -> None:
         self.answer(FULL, id_of(scope), scope, closes=closes)
-        path = self.app_state["shed_target"].decode()
-        request_seconds("POST", path, FULL.status_code).observe(perf_counter() - excess_at)
+        request_seconds("POST", self.app_state["shed_path"], FULL.status_code).observe(perf_counter() - excess_at)
         if closes:
             self.wire.close()
             return

@@ -149,8 +149,18 @@ def test_pipelined_requests_are_answered_in_order_under_overload(small: ServiceP
 def test_expect_100_continue_is_answered_before_the_write_is_refused(small: ServiceProcess) -> None:
     with full(small), small.connect() as connection:
         connection.sendall(POST + b"Expect: 100-continue\r\nConnection: close\r\n\r\n")
-        assert connection.recv(65_536).startswith(b"HTTP/1.1 100 ")
-        connection.sendall(BODY)
+        assert connection.recv(65_536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(b"{" * len(BODY))  # a body that is refused unread cannot be found malformed
+        assert_refused(read_all(connection), 503, "OVERLOADED")
+
+
+@pytest.mark.parametrize(
+    "target", [b"/api/appointments?", b"/api/appointments?x=1", b"/%61pi/appointments", b"http://x/api/appointments"]
+)
+def test_no_spelling_of_the_target_leads_around_load_shedding(small: ServiceProcess, target: bytes) -> None:
+    head = POST.replace(b"/api/appointments", target) + b"Connection: close\r\n\r\n"
+    with full(small), small.connect() as connection:
+        connection.sendall(head + b"{" * len(BODY))
         assert_refused(read_all(connection), 503, "OVERLOADED")
 
 

@@ -15,8 +15,8 @@ from service.web.load_shedding import TURNS, SheddingConnection
 from service.web.turns import TURNS_PER_ROUND, Turns
 from tests.hostile.raw_http import STATUS
 
-TARGET = b"/writes"
-WRITE = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}" % TARGET
+PATH = "/writes"
+WRITE = b"POST /writes HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
 READ = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -63,7 +63,7 @@ async def app(_scope: Any, receive: Any, send: Any) -> None:
 
 
 def connect(admits: Callable[[], bool] = lambda: False) -> tuple[SheddingConnection, Transport]:
-    state = {"connections": set(), "settings": Settings(), "cors": Cors(()), "shed_target": TARGET, "admits": admits}
+    state = {"connections": set(), "settings": Settings(), "cors": Cors(()), "shed_path": PATH, "admits": admits}
     connection = SheddingConnection(Config(app, log_config=None, lifespan="off"), ServerState(), state)
     transport = Transport()
     connection.connection_made(transport)
