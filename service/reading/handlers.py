@@ -14,7 +14,7 @@ from service.contract.parameters import ROWS_MAX, Parameters, read_query
 from service.database import statements as sql
 from service.database.pool import Database
 from service.logs import note
-from service.reading.calendar_feed import CalendarFeed
+from service.reading.calendar_feed import calendar_format
 from service.reading.change_poller import ChangePoller
 from service.reading.conditional import not_modified
 from service.reading.formats import ARRAY, PIECES, Format, Rows, accepted_format
@@ -57,7 +57,7 @@ async def list_changes(request: Request, grant: Grant) -> Response:
 
 async def changes_answer(changes: Rows, after: int, form: Format) -> Response:
     cursor = changes[-1]["sequence_number"] if changes else after
-    body = form.body(await form.texts(changes))
+    body = form.body(form.texts(changes))
     if form is ARRAY:
         body = f'{{"changes":{body},"cursor":"{cursor}"}}'
     return Response(body, headers={"X-Changes-Cursor": str(cursor), "Vary": "Accept"}, media_type=form.media_type)
@@ -76,7 +76,7 @@ async def list_availability(request: Request, grant: Grant) -> Response:
 
 async def calendar(request: Request, grant: Grant) -> Response:
     organisation, _ = decode(request, grant, parameters.CALENDAR)
-    listing = Listing(sql.LIST_CALENDAR, (organisation,), CalendarFeed(organisation), tagged=True)
+    listing = Listing(sql.LIST_CALENDAR, (organisation,), calendar_format(organisation), tagged=True)
     return await not_modified(request, organisation, listing) or await answer(request, listing)
 
 

@@ -38,7 +38,7 @@ class Listing(NamedTuple):
             return {} if self.form is PIECES else {"Vary": "Accept"}
         last_change = str(rows[0]["last_change"])
         headers = {"ETag": f'W/"{last_change}-{self.form.name}-{VERSION}"', "Vary": "Accept"}
-        return headers | ({"X-Changes-Cursor": last_change} if self.current else {})
+        return headers | self.form.headers | ({"X-Changes-Cursor": last_change} if self.current else {})
 
 
 async def answer(request: Request, listing: Listing, limit: int | None = None) -> Response:
@@ -50,7 +50,7 @@ async def answer(request: Request, listing: Listing, limit: int | None = None) -
     if limit is None and more:
         return Stream(listing, state["stream_database"], state["settings"].stream_ms_max / 1e3)
     headers = listing.headers(rows)
-    texts = await listing.form.texts(rows)
+    texts = listing.form.texts(rows)
     if more:
         texts.pop()
         headers["Link"] = next_link(request.scope, cursor_after(texts[-1], listing.place))
@@ -92,7 +92,7 @@ class Stream(Response):
         form = self._listing.form
         before = form.opening
         while rows:
-            yield before + form.between.join(await form.texts(rows))
+            yield before + form.between.join(form.texts(rows))
             before = form.between
             rows = await cursor.fetch(ROWS_MAX)
         yield form.closing
