@@ -3,12 +3,12 @@
 import re
 from datetime import datetime, timedelta
 
-from icalendar import Calendar, Timezone, TimezoneStandard, vDuration
+from icalendar import Calendar, Timezone, TimezoneStandard
 
 from service.reading.formats import Format
 
 PRODUCT = "-//appointments//appointments//EN"
-REFRESH = vDuration(timedelta(minutes=15))  # how often programs should ask for the calendar
+REFRESH_MINUTES = 15  # how often programs should ask for the calendar
 CACHE_SECONDS_MAX = 60
 # Characters that a TEXT may not contain, and those that some parsers take for the end of a line.
 CONTROL = re.compile(r"[\0-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
@@ -30,8 +30,8 @@ def calendar(organisation: str) -> Calendar:
     # Two properties of RFC 7986, each followed by its name for programs that do not know that RFC.
     empty.add("name", name)
     empty.add("x-wr-calname", name)
-    empty.add("refresh-interval", REFRESH, parameters={"VALUE": "DURATION"})
-    empty.add("x-published-ttl", REFRESH.to_ical().decode())
+    empty.add("refresh-interval", timedelta(minutes=REFRESH_MINUTES), parameters={"VALUE": "DURATION"})
+    empty.add("x-published-ttl", f"PT{REFRESH_MINUTES}M")
     standard = TimezoneStandard()
     standard.add("dtstart", datetime(1970, 1, 1))
     standard.add("tzoffsetfrom", timedelta())

@@ -20,7 +20,7 @@ class Format:
     opening: str
     between: str
     closing: str
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
 
     def texts(self, rows: Rows) -> list[str]:
         """The last column. A list without appointments has one row, in which it is null."""
