@@ -33,7 +33,8 @@ def sends_lines(scope: Scope, *, accepted: bool) -> bool:
 
 
 def prefers_lines(scope: Scope) -> bool:
-    """Whether `Accept` names NDJSON, with at least the weight of JSON. Source: RFC 9110, section 12.4.2."""
+    """Whether `Accept` prefers NDJSON to JSON; some generated clients name every documented type, with equal weights.
+    Source: RFC 9110, section 12.4.2."""
     weights = {JSON: 0.0, LINES: 0.0}
     for part in (header(scope, b"accept") or "").lower().split(","):
         accepted, *options = (piece.strip() for piece in part.split(";"))
@@ -43,7 +44,7 @@ def prefers_lines(scope: Scope) -> bool:
                 weights[accepted] = float(given.removeprefix("q="))
             except ValueError:
                 weights[accepted] = 0
-    return 0 < weights[LINES] >= weights[JSON]
+    return 0 < weights[LINES] > weights[JSON]
 
 
 def matches(if_none_match: str, tag: str) -> bool:

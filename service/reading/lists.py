@@ -58,9 +58,12 @@ async def answer(request: Request, listing: Listing, limit: int | None = None) -
 
 
 def next_link(scope: Scope, cursor: str) -> str:
-    """The value of `Link` (RFC 8288): the same request, from the cursor on."""
+    """The value of `Link` (RFC 8288): the same request, from the cursor on. It is relative, because a proxy may have
+    stripped a prefix from the path, and starts at the root for clients that resolve it there."""
     kept = [(name, value) for name, value in parse_qsl(scope["query_string"].decode()) if name != "cursor"]
-    return f'<{scope["path"]}?{urlencode([*kept, ("cursor", cursor)])}>; rel="next"'
+    path: str = scope["path"]
+    to_root = "../" * (path.count("/") - 1)
+    return f'<{to_root}{path[1:]}?{urlencode([*kept, ("cursor", cursor)])}>; rel="next"'
 
 
 class Stream(Response):
