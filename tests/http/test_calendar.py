@@ -115,7 +115,7 @@ def test_any_external_id_can_be_a_summary(client: httpx.Client, organisation: st
 
 
 IDS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=LENGTH_MAX)
-HOSTILE_IDS = IDS | st.text("\\,;:\"\r\n\t x\x01\x7f\x85\u2028\ufeffü\U0001f600n", min_size=1, max_size=LENGTH_MAX)
+HOSTILE_IDS = IDS | st.text('\\,;:"\r\n\t x\x01\x7f\x85\u2028\ufeffü\U0001f600n', min_size=1, max_size=LENGTH_MAX)
 WRITABLE_IDS = HOSTILE_IDS.filter(lambda text: text.strip() and text[0] != "\ufeff")  # which the library leaves out
 
 
