@@ -170,8 +170,9 @@ def read(contender: Contender, work: str, amount: int, seconds: float) -> Figure
             target = f"/api/appointments?org=versions+{amount}+0&asOf=2000-01-01T00:00:50&limit=1000"
         case _:
             organisation = LONG_HISTORY if amount > SHORT_HISTORY else "short 0"
-            last = "select max(sequence_number) - 1000 from appointment_versions where org_id = %s"
-            [[after]] = query(contender.database_url, last, organisation)
+            before = """select change_cursor(sequence_number, received_at, appointment_id) from appointment_versions
+                where org_id = %s order by sequence_number desc offset 1000 limit 1"""
+            [[after]] = query(contender.database_url, before, organisation) or [("0",)]
             target = f"/api/appointments/changes?org={organisation.replace(' ', '+')}&after={after}"
     if work in ("as of", "changes"):
         with urlopen(contender.url + target) as response:

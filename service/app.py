@@ -11,10 +11,11 @@ from starlette.types import ASGIApp
 
 from service import VERSION, metrics
 from service.access.tokens import open_tokens
-from service.contract import body
+from service.contract import body, items
 from service.database.pool import open_database
 from service.reading import handlers as reading
 from service.reading.change_poller import open_change_poller
+from service.reading.stream_places import StreamPlaces
 from service.settings import Settings
 from service.supervisor import supervised
 from service.web import docs, probes
@@ -36,7 +37,7 @@ log = structlog.get_logger()
 def routes(settings: Settings) -> list[Route]:
     return [
         Route(APPOINTMENTS, Endpoint(reading.list_appointments, (writing.post_appointment, body.APPOINTMENT))),
-        Route("/api/appointments/batch", Endpoint(post=(writing.post_batch, body.BATCH))),
+        Route("/api/appointments/batch", Endpoint(post=(writing.post_batch, items.BATCH))),
         Route("/api/appointments/versions", Endpoint(reading.list_versions)),
         Route("/api/appointments/changes", Endpoint(reading.list_changes)),
         Route("/api/appointments.ics", Endpoint(reading.calendar)),
@@ -66,7 +67,7 @@ async def lifespan(settings: Settings) -> AsyncIterator[dict[str, Any]]:
         # The probe has a connection of its own, since a busy pool does not make the service unready.
         open_database(settings, connections_max=1) as probe_database,
         open_database(settings, connections_max=STREAM_CONNECTIONS_MAX, transaction_ms_max=ms_max) as stream_database,
-        open_change_poller(database, lambda: shutdown.begun) as change_poller,
+        open_change_poller(database) as change_poller,
         open_writer(settings) as writer,
         open_tokens(settings) as tokens,
     ):
@@ -79,7 +80,7 @@ async def lifespan(settings: Settings) -> AsyncIterator[dict[str, Any]]:
         async with supervised(
             deadlines=lambda: keep_deadlines(connections, settings), gauges=lambda: metrics.sample(levels)
         ):
-            with probes.draining(shutdown, settings.shutdown_drain_ms):
+            with probes.draining(shutdown, settings.shutdown_drain_ms, change_poller.end_waits):
                 where = {"api": f"{settings.url()}{APPOINTMENTS}", "docs": f"{settings.url()}/api/docs"}
                 log.info("started", version=VERSION, process=os.getpid(), settings=settings.masked(), **where)
                 yield {  # what the handlers and the connections find in `scope["state"]`
@@ -92,6 +93,7 @@ async def lifespan(settings: Settings) -> AsyncIterator[dict[str, Any]]:
                     "database": database,
                     "probe_database": probe_database,
                     "stream_database": stream_database,
+                    "stream_places": StreamPlaces(STREAM_CONNECTIONS_MAX),
                     "change_poller": change_poller,
                     "writer": writer,
                     "shutdown": shutdown,

@@ -4,10 +4,12 @@ An import sends batches one after another. Sending again is safe, so batches wit
 and an interrupted import can be repeated.
 """
 
+import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path
 
 import httpx
@@ -15,8 +17,9 @@ import msgspec
 from tqdm import tqdm
 
 from service.contract.answers import BatchResults, ItemResult
-from service.contract.body import AppointmentPayload
+from service.contract.body import BYTE_ORDER_MARK, WHITE_SPACE, AppointmentPayload, is_wide
 from service.contract.headers import LINES
+from service.http_client import client_options
 from service.problems import Problem, StartError
 
 Line = tuple[int, bytes]  # its number and text
@@ -27,6 +30,7 @@ ATTEMPTS_MAX = 30
 PAUSE_SECONDS = 1
 TIMEOUT_SECONDS = 60
 TRY_AGAIN = frozenset({502, 503, 504})
+COMPRESSED = (b"\x1f\x8b", b"PK\3\4", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"BZh")  # gzip, zip, zstd, xz, bzip2
 
 # Member names of an export, by the field of the payload.
 EXPORTED = {"id": "externalId", "created_at": "payloadCreatedAt", "updated_at": "payloadUpdatedAt", "org_id": "orgId"}
@@ -47,10 +51,11 @@ class ExportedRow(msgspec.Struct, rename=EXPORTED):
 def import_lines(file: str, url: str, token: str) -> int:
     """The exit status: 1 if a line was refused. Raises StartError if the service does not answer."""
     counts: Counter[str] = Counter()
-    with sys.stdin.buffer if file == "-" else Path(file).open("rb") as source, client_of(url, token) as client:
+    with os.fdopen(0, "rb") if file == "-" else Path(file).open("rb") as source, client_of(url, token) as client:
         check_service(client)
+        check_form(source)
         size = None if file == "-" else Path(file).stat().st_size
-        with tqdm(total=size, unit="B", unit_scale=True, desc="import") as bar:
+        with tqdm(total=size, unit="B", unit_scale=True, desc="import", disable=None) as bar:
             for batch in batches(source):
                 for (number, _), result in zip(batch, send(client, batch), strict=True):
                     counts[result.status] += 1
@@ -63,8 +68,8 @@ def import_lines(file: str, url: str, token: str) -> int:
 
 
 def client_of(url: str, token: str) -> httpx.Client:
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    return httpx.Client(base_url=url, timeout=TIMEOUT_SECONDS, headers=headers)
+    headers = {b"Authorization": f"Bearer {token}".encode()} if token else {}
+    return httpx.Client(base_url=url, timeout=TIMEOUT_SECONDS, headers=headers, **client_options(url))
 
 
 def check_service(client: httpx.Client) -> None:
@@ -75,12 +80,25 @@ def check_service(client: httpx.Client) -> None:
         raise StartError(f"No service answers at {client.base_url}: {error}") from error
 
 
+def check_form(source: BufferedReader) -> None:
+    """Skips a byte order mark. Raises StartError for a file that is obviously not NDJSON."""
+    head = source.peek()
+    if head.startswith(BYTE_ORDER_MARK):
+        head = head[len(source.read(len(BYTE_ORDER_MARK))) :]
+    if head.startswith(COMPRESSED):
+        raise StartError("The file is compressed; decompress it first, for example by `gunzip`.")
+    if is_wide(head):
+        raise StartError("The file looks like UTF-16 or UTF-32; expected UTF-8.")
+    if head.lstrip(WHITE_SPACE).startswith(b"["):
+        raise StartError("The file is a JSON array; expected one appointment a line, as written by: jq -c '.[]' FILE")
+
+
 def batches(source: Iterable[bytes]) -> Iterator[list[Line]]:
     """Non-blank lines, in batches that fit into one request."""
     batch: list[Line] = []
     size = 0
     for number, text in enumerate(source, start=1):
-        if not text.strip():
+        if not text.strip(WHITE_SPACE):
             continue
         if batch and (len(batch) == LINES_MAX or size + len(text) > BYTES_MAX):
             yield batch
@@ -118,7 +136,7 @@ def as_payload(text: bytes) -> bytes:
         row = msgspec.json.decode(text, type=ExportedRow)
         return msgspec.json.encode(AppointmentPayload(**msgspec.structs.asdict(row)))
     except (msgspec.DecodeError, RecursionError, ValueError):
-        return text.strip()
+        return text.strip(WHITE_SPACE)
 
 
 def check_accepted(response: httpx.Response) -> None:

@@ -42,7 +42,7 @@ class Settings(Struct, frozen=True, kw_only=True, rename=str.upper):
     auth_algorithms: str = ""
     auth_audience: str = ""
     auth_issuer: str = ""
-    auth_leeway_seconds: NotNegative = 0
+    auth_leeway_seconds: NotNegative = 10
     auth_organisations_claim: str = "organisations"
     auth_scope_claim: str = "scope"
     auth_token: str = ""  # sent by import and export

@@ -11,7 +11,7 @@
 --   $8 bool         whether to list cancelled ones too; each row then has "cancelled"
 --   $9 int8         the largest number of rows; null: all
 -- Result, a row for each appointment, or one row without an appointment if there is none:
---   last_change         int8         number of the organisation's last change; 0: none yet
+--   last_change         text         cursor of the organisation's last change; 0: none yet
 --   appointment         text         a JSON object
 -- Lock: none.
 -- Errors: none of its own.
@@ -52,11 +52,13 @@ asked as materialized (
     select
         coalesce(
             (
-                select max(v.sequence_number)
+                select change_cursor(v.sequence_number, v.received_at, v.appointment_id)
                 from appointment_versions as v
                 where v.org_id = $1::text
+                order by v.sequence_number desc
+                limit 1
             ),
-            0
+            '0'
         ) as last_change,
         greatest($2::timestamptz, $3::timestamptz) as ends_after,
         greatest(

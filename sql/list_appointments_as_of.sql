@@ -12,7 +12,7 @@
 --   $9 timestamptz  the instant: the last version accepted at or before it counts
 --   $10 int8        maximum number of appointments; null: no limit
 -- Result, one row per appointment; if there is none, one row with only last_change:
---   last_change         int8         number of the organisation's last change; 0: none yet
+--   last_change         text         cursor of the organisation's last change; 0: none yet
 --   appointment         text         a JSON object
 -- Lock: none.
 -- Errors: none of its own.
@@ -24,9 +24,16 @@ select
     changes.last_change as last_change,
     listed.appointment as appointment
 from (
-    select coalesce(max(v.sequence_number), 0) as last_change
-    from appointment_versions as v
-    where v.org_id = $1::text
+    select coalesce(
+        (
+            select change_cursor(v.sequence_number, v.received_at, v.appointment_id)
+            from appointment_versions as v
+            where v.org_id = $1::text
+            order by v.sequence_number desc
+            limit 1
+        ),
+        '0'
+    ) as last_change
 ) as changes
 left join lateral (
     select

@@ -4,7 +4,7 @@
 --   $1 text         organisation
 --   $2 int8         maximum number of appointments; null: no limit
 -- Result, one row per appointment; if there is none, one row with only last_change:
---   last_change         int8         number of the organisation's last change; 0: none yet
+--   last_change         text         cursor of the organisation's last change; 0: none yet
 --   event               text         a VEVENT (RFC 5545)
 -- Lock: none.
 -- Errors: none of its own.
@@ -20,9 +20,16 @@
 --   text concatenated here               5
 --   written by the library icalendar   272
 with changes as (
-    select coalesce(max(v.sequence_number), 0) as last_change
-    from appointment_versions as v
-    where v.org_id = $1::text
+    select coalesce(
+        (
+            select change_cursor(v.sequence_number, v.received_at, v.appointment_id)
+            from appointment_versions as v
+            where v.org_id = $1::text
+            order by v.sequence_number desc
+            limit 1
+        ),
+        '0'
+    ) as last_change
 )
 select
     changes.last_change as last_change,

@@ -3,9 +3,11 @@
 -- Parameters:
 --   $1 text         organisation
 --   $2 int8         only those after this sequence number; 0: from the beginning
---   $3 int8         maximum number of changes; null: no limit
--- Result, one row per change:
---   sequence_number     int8         the cursor that continues after this change
+--   $3 text         cursor of the change with that number
+--   $4 int8         maximum number of changes; null: no limit
+-- Result, one row per change; if there is none, one row with only known:
+--   known               bool         whether the change that the cursor names is in this history
+--   cursor              text         the cursor that continues after this change
 --   change              text         a JSON object
 -- Lock: none.
 -- Errors: none of its own.
@@ -13,12 +15,32 @@
 --
 -- A sequence number is drawn under the organisation's lock, which is held until the commit. A snapshot
 -- that contains a change therefore contains all changes of the organisation with lower numbers, and a
--- change can never appear behind a cursor.
+-- change can never appear behind a cursor. In another history, such as a restored backup, the number may be
+-- missing or belong to another change: nothing is listed then, since changes would be skipped.
+with named as materialized (
+    select
+        $2::int8 = 0
+        or exists (
+            select
+            from appointment_versions as v
+            where v.org_id = $1::text
+                and v.sequence_number = $2::int8
+                and change_cursor(v.sequence_number, v.received_at, v.appointment_id) = $3::text
+        ) as known
+)
 select
-    v.sequence_number as sequence_number,
-    version_json(v) as change
-from appointment_versions as v
-where v.org_id = $1::text
-    and v.sequence_number > $2::int8
-order by v.sequence_number
-limit $3::int8;
+    named.known as known,
+    listed.cursor as cursor,
+    listed.change as change
+from named
+left join lateral (
+    select
+        change_cursor(v.sequence_number, v.received_at, v.appointment_id) as cursor,
+        version_json(v) as change
+    from appointment_versions as v
+    where named.known
+        and v.org_id = $1::text
+        and v.sequence_number > $2::int8
+    order by v.sequence_number
+    limit $4::int8
+) as listed on true;

@@ -2,6 +2,6 @@
 
     tokens ─ published_keys or the key of the settings ─ grant ─ handler: `grant.organisation(...)`
 
-`key_settings` checks at the start whether the settings of authentication fit together. Without them there are no
-tokens, and every request has the grant EVERYTHING.
+`keys` says which keys may have signed a token. `key_settings` checks at the start whether the settings of
+authentication fit together. Without them there are no tokens, and every request has the grant EVERYTHING.
 """

@@ -1,5 +1,6 @@
 """Grants: what a request may use."""
 
+import re
 from typing import Literal
 
 from msgspec import Struct
@@ -9,6 +10,7 @@ from service.problems import ProblemError
 
 Need = Literal["read", "write"]
 CHALLENGE = 'Bearer realm="appointments"'
+NOT_IN_DESCRIPTIONS = re.compile(r"[^ !#-\[\]-~]")  # RFC 6750, section 3
 
 
 class Grant(Struct, frozen=True):
@@ -38,7 +40,8 @@ EVERYTHING = Grant(None, frozenset(["read", "write"]), float("inf"))
 
 def unauthenticated(detail: str, *, invalid: bool = True) -> ProblemError:
     """`invalid`: the request has a token. Source of the challenge: RFC 6750, section 3."""
-    error = f', error="invalid_token", error_description="{detail}"' if invalid else ""
+    description = NOT_IN_DESCRIPTIONS.sub("?", detail)  # the detail may name a claim, which is any text
+    error = f', error="invalid_token", error_description="{description}"' if invalid else ""
     return ProblemError("UNAUTHENTICATED", detail, headers={"WWW-Authenticate": CHALLENGE + error})
 
 

@@ -3,14 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
+from service.access.keys import PUBLIC_ALGORITHMS, SECRET_ALGORITHMS, Key, algorithms_of
+from service.http_client import client_options
 from service.problems import StartError
 from service.settings import Settings
 
 SOURCES = ("AUTH_SECRET", "AUTH_PUBLIC_KEY_FILE", "AUTH_JWKS_URL")
-SECRET_ALGORITHMS = ("HS256", "HS384", "HS512")
-PUBLIC_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 PUBLIC_DEFAULT = ("RS256", "ES256", "EdDSA")
 
 
@@ -27,7 +28,9 @@ def check_key_settings(settings: Settings) -> None:
             raise StartError(f"Setting {name} is missing; {given[0]} needs it.")
     accepted = accepted_algorithms(settings)
     if settings.auth_public_key_file:
-        read_public_key(settings.auth_public_key_file)
+        key_of(settings)
+    if settings.auth_jwks_url:
+        client_options(settings.auth_jwks_url)
     if settings.auth_secret:
         least = max(int(name.removeprefix("HS")) // 8 for name in accepted)  # the digest: RFC 7518, section 3.2
         if len(settings.auth_secret.encode()) < least:
@@ -43,9 +46,20 @@ def accepted_algorithms(settings: Settings) -> tuple[str, ...]:
     return asked or default
 
 
+def key_of(settings: Settings) -> Key:
+    """The secret, or the key in the file. Raises StartError."""
+    accepted = accepted_algorithms(settings)
+    if settings.auth_secret:
+        return Key(None, frozenset(accepted), settings.auth_secret)
+    public_key = read_public_key(settings.auth_public_key_file)
+    if not (fitting := algorithms_of(public_key, accepted)):
+        raise StartError(f"Setting AUTH_PUBLIC_KEY_FILE is wrong: the key fits none of {', '.join(accepted)}.")
+    return Key(None, fitting, public_key)
+
+
 def read_public_key(file: str) -> Any:
     try:
         return load_pem_public_key(Path(file).read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, UnsupportedAlgorithm) as error:
         reason = error.strerror if isinstance(error, OSError) else "expected a public key in PEM"
         raise StartError(f"Setting AUTH_PUBLIC_KEY_FILE is wrong: {reason}.") from error

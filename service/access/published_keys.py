@@ -1,15 +1,16 @@
 """The keys that an issuer publishes: a JSON Web Key Set (RFC 7517) at a URL."""
 
 import asyncio
+import zlib
 from collections.abc import Sequence
 from time import monotonic
 from typing import Any
 
 import httpx
-import jwt
 import msgspec
 import structlog
 
+from service.access.keys import Key, UnusableKeyError, read_key
 from service.problems import ProblemError
 from service.settings import masked_url
 
@@ -18,7 +19,25 @@ log = structlog.get_logger()
 REFRESH_SECONDS = 300
 RETRY_SECONDS = 10  # after a failed fetch, and between two fetches for unknown keys
 KEEP_SECONDS_MAX = 86_400  # of keys that the issuer no longer confirms
+FETCH_SECONDS_MAX = 5  # for everything from the connection to the last byte, redirects included
+REDIRECTS_MAX = 3
+DOCUMENT_BYTES_MAX = 1_048_576  # as sent, and again decompressed
+KEYS_MAX = 500  # of a document
+LOGGED_LENGTH_MAX = 100  # of a kid
 NO_KEYS = "The issuer's keys are not available."
+
+
+class FetchError(Exception):
+    """The message says why the issuer's answer is not a key set."""
+
+
+class KeySet(msgspec.Struct):
+    """Its entries as they were sent, so that a faulty one does not harm the others."""
+
+    keys: list[msgspec.Raw]
+
+
+KEY_SET = msgspec.json.Decoder(KeySet)
 
 
 class PublishedKeys:
@@ -26,22 +45,23 @@ class PublishedKeys:
     stay in use, for a day at most."""
 
     def __init__(self, url: str, algorithms: Sequence[str], client: httpx.AsyncClient) -> None:
-        self.keys: dict[str | None, Any] = {}  # replaced as a whole, never changed
+        self.keys: Sequence[Key] = ()  # another object only if the keys have changed
         self._url, self._algorithms, self._client = url, algorithms, client
+        self._ignored: set[bytes] = set()  # entries of the last document
         self._asked_at = self._confirmed_at = -float("inf")
         self._asking = asyncio.Lock()
 
-    async def find(self, name: str | None) -> Any:
-        """The key that a token names. Raises jwt.PyJWTError if it is unknown, ProblemError if no keys are available."""
-        if name not in self.keys:
+    async def look_again(self, kid: str | None) -> bool:
+        """For a token that no key at hand has signed: whether there are other keys now. Fetches them if its `kid` is
+        unknown and the last fetch was not just now. Raises ProblemError if no keys are available."""
+        before = self.keys
+        if kid is None or all(key.kid != kid for key in before):
             async with self._asking:  # concurrent requests share one fetch
-                if name not in self.keys and monotonic() > self._asked_at + RETRY_SECONDS:
+                if self.keys is before and monotonic() > self._asked_at + RETRY_SECONDS:
                     await self._fetch()
         if not self.keys:
             raise ProblemError("NOT_READY", NO_KEYS)
-        if name not in self.keys:
-            raise jwt.InvalidSignatureError
-        return self.keys[name]
+        return self.keys is not before
 
     async def refresh(self) -> None:
         """Runs until it is cancelled."""
@@ -54,30 +74,81 @@ class PublishedKeys:
         """Whether it succeeded."""
         self._asked_at = monotonic()
         try:
-            response = (await self._client.get(self._url)).raise_for_status()
-            self.keys = usable(msgspec.json.decode(response.content), self._algorithms)
+            async with asyncio.timeout(FETCH_SECONDS_MAX):
+                document = await download(self._client, self._url)
+            keys = self._usable(KEY_SET.decode(document).keys)
         except Exception as error:  # the issuer's answer may be wrong in any way
-            log.warning("keys not fetched", url=masked_url(self._url), cause=type(error).__name__)
+            log.warning("keys not fetched", url=masked_url(self._url), cause=str(error) or type(error).__name__)
             if self.keys and monotonic() > self._confirmed_at + KEEP_SECONDS_MAX:
-                self.keys = {}
+                self.keys = ()
             return False
+        if len(keys) != len(self.keys) or not all(key in self.keys for key in keys):
+            self.keys = keys
         self._confirmed_at = monotonic()
         return True
 
+    def _usable(self, entries: Sequence[msgspec.Raw]) -> Sequence[Key]:
+        """The different keys that verify signatures. The other entries are logged, unless they were in the last
+        document. Raises FetchError if there is no usable key."""
+        if len(entries) > KEYS_MAX:
+            raise FetchError(f"more than {KEYS_MAX} keys")
+        keys: list[Key] = []
+        ignored: set[bytes] = set()
+        for entry in map(bytes, entries):
+            members: Any = None
+            try:
+                members = msgspec.json.decode(entry)
+                key = read_key(members, self._algorithms)
+            except (UnusableKeyError, msgspec.DecodeError, UnicodeDecodeError) as error:
+                ignored.add(entry)
+                if entry not in self._ignored:
+                    kid = str(members.get("kid", ""))[:LOGGED_LENGTH_MAX] if isinstance(members, dict) else ""
+                    log.warning("key ignored", kid=kid, cause=str(error))
+            else:
+                if key not in keys:
+                    keys.append(key)
+        self._ignored = ignored
+        if not keys:
+            raise FetchError("no usable key")
+        return keys
 
-def usable(document: Any, algorithms: Sequence[str]) -> dict[str | None, Any]:
-    """The signature keys of a key set by their ids; None leads to the only key, which a token does not have to name.
-    A key that names its algorithm is used for no other. Raises jwt.PyJWTError if there is no usable key."""
-    entries = document.get("keys") if isinstance(document, dict) else None
-    keys: dict[str | None, Any] = {}
-    for entry in entries if isinstance(entries, list) else []:
+
+async def download(client: httpx.AsyncClient, url: str) -> bytes:
+    """The body, decompressed. Raises FetchError and what httpx raises."""
+    request = client.build_request("GET", url, headers={"Accept-Encoding": "identity"})
+    for _ in range(1 + REDIRECTS_MAX):
+        response = await client.send(request, stream=True)
         try:
-            if entry.get("use", "sig") == "sig" and entry.get("alg", algorithms[0]) in algorithms:
-                key = jwt.PyJWK(entry)
-                if key.key_type != "oct":  # a symmetric key that is published is not secret
-                    keys[entry.get("kid")] = key if "alg" in entry else key.key
-        except (jwt.PyJWTError, AttributeError, TypeError, ValueError) as error:
-            log.warning("key ignored", cause=type(error).__name__)
-    if not keys:
-        raise jwt.PyJWKSetError("no usable key")
-    return {None: next(iter(keys.values())), **keys} if len(keys) == 1 else keys
+            if response.next_request is None:
+                return await read_body(response)
+        finally:
+            await response.aclose()
+        request = response.next_request
+        if origin(request.url) != origin(response.url):  # an open redirect must not choose the keys
+            raise FetchError(f"redirected to another origin, {request.url.scheme}://{request.url.netloc.decode()}")
+    raise FetchError(f"redirected more than {REDIRECTS_MAX} times")
+
+
+def origin(url: httpx.URL) -> tuple[str, str, int | None]:
+    return url.scheme, url.host, url.port
+
+
+async def read_body(response: httpx.Response) -> bytes:
+    """Decompresses with a limit, which httpx does not: a small answer may otherwise fill the memory."""
+    if not response.is_success:
+        raise FetchError(f"status {response.status_code}")
+    sent = bytearray()
+    async for chunk in response.aiter_raw():
+        sent += chunk
+        check_length(sent)
+    if response.headers.get("Content-Encoding", "").lower() not in ("gzip", "x-gzip"):
+        return bytes(sent)
+    # Some issuers publish a compressed file, and send it so whatever the client accepts.
+    body = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(sent, DOCUMENT_BYTES_MAX + 1)
+    check_length(body)
+    return body
+
+
+def check_length(body: bytes | bytearray) -> None:
+    if len(body) > DOCUMENT_BYTES_MAX:
+        raise FetchError(f"longer than {DOCUMENT_BYTES_MAX} bytes")

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import httpx
@@ -10,14 +10,18 @@ import jwt
 from starlette.types import Scope
 
 from service.access.grants import Grant, Need, forbidden, unauthenticated
-from service.access.key_settings import accepted_algorithms, read_public_key
-from service.access.published_keys import NO_KEYS, PublishedKeys
+from service.access.key_settings import accepted_algorithms, key_of
+from service.access.keys import Decoder, candidates, with_synonyms
+from service.access.published_keys import FETCH_SECONDS_MAX, NO_KEYS, PublishedKeys
+from service.contract.fields import parse_organisation
+from service.http_client import client_options
 from service.problems import ProblemError
 from service.settings import Settings
 from service.supervisor import supervised
 
-FETCH_SECONDS_MAX = 5  # of the issuer's keys
 REMEMBERED_MAX = 4_000  # tokens
+TIMES = ("exp", "nbf", "iat")
+DECODER = Decoder()
 SCOPES: Mapping[Need, str] = {"read": "appointments:read", "write": "appointments:write"}
 NOT_GIVEN = "Expected a header `Authorization: Bearer` with a token."
 REASONS: Mapping[type[Exception], str] = {
@@ -38,9 +42,9 @@ class Tokens:
         """Without published keys the settings name the only one."""
         self._settings = settings
         self._published = published
-        self._key: Any = None if published else settings.auth_secret or read_public_key(settings.auth_public_key_file)
-        self._algorithms = accepted_algorithms(settings)
-        self._remembered: dict[bytes, Grant] = {}
+        self._own_keys = () if published else (key_of(settings),)
+        self._accepted = with_synonyms(accepted_algorithms(settings))
+        self._remembered: dict[bytes, Grant] = {}  # by token
         self._remembered_under: object = None  # the published keys of that time
 
     def why_not_ready(self) -> str | None:
@@ -52,45 +56,34 @@ class Tokens:
         values = [value for name, value in scope["headers"] if name == b"authorization"]
         if len(values) != 1:
             raise unauthenticated(NOT_GIVEN, invalid=bool(values))
-        credentials = bytes(values[0])
+        scheme, _, token = bytes(values[0]).strip().partition(b" ")  # RFC 6750, section 2.1
+        if scheme.lower() != b"bearer":
+            raise unauthenticated(NOT_GIVEN, invalid=False)
+        token = token.strip()
         if self._published and self._published.keys is not self._remembered_under:
             self._remembered.clear()
             self._remembered_under = self._published.keys
-        grant = self._remembered.get(credentials)
+        grant = self._remembered.get(token)
         if grant is None:
-            grant = await self._check(credentials)
+            grant = await self._check(token)
             if len(self._remembered) == REMEMBERED_MAX:
                 del self._remembered[next(iter(self._remembered))]
-            self._remembered[credentials] = grant
+            self._remembered[token] = grant
         if grant.expires_at <= time.time():
-            self._remembered.pop(credentials, None)
+            self._remembered.pop(token, None)
             raise unauthenticated(REASONS[jwt.ExpiredSignatureError])
         if need not in grant.needs:
             raise forbidden(f"The token lacks the scope `{SCOPES[need]}`.", SCOPES[need])
         return grant
 
-    async def _check(self, credentials: bytes) -> Grant:
-        """Source of the scheme: RFC 6750, section 2.1."""
-        scheme, _, token = credentials.strip().partition(b" ")
-        if scheme.lower() != b"bearer":
-            raise unauthenticated(NOT_GIVEN, invalid=False)
+    async def _check(self, token: bytes) -> Grant:
         settings = self._settings
         try:
-            text = token.strip().decode("ascii")
-            key_name = jwt.get_unverified_header(text).get("kid")
-            claims = jwt.decode(
-                text,
-                await self._published.find(key_name) if self._published else self._key,
-                algorithms=self._algorithms,
-                audience=settings.auth_audience,
-                issuer=settings.auth_issuer,
-                leeway=settings.auth_leeway_seconds,
-                options={"require": ["exp", "aud", "iss"]},
-            )
-            names = frozenset(name.strip() for name in words(claims, settings.auth_organisations_claim, one=True))
+            claims = await self._claims(token.decode("ascii"))
+            names = organisations(words(claims, settings.auth_organisations_claim, one=True))
             given = words(claims, settings.auth_scope_claim)
             return Grant(
-                None if "*" in names else names - {""},  # `*`: all organisations
+                None if "*" in names else names,  # `*`: all organisations
                 frozenset(need for need, scope in SCOPES.items() if scope in given),
                 int(claims["exp"]) + settings.auth_leeway_seconds,
             )
@@ -101,15 +94,48 @@ class Tokens:
         except Exception as error:  # untrusted input: any error is possible
             raise unauthenticated(REASONS.get(type(error), "The token cannot be read.")) from error
 
+    async def _claims(self, text: str) -> Mapping[str, Any]:
+        """The claims of a valid token. Raises ProblemError, and any other error if the token is not valid."""
+        header = jwt.get_unverified_header(text)
+        kid, algorithm = header.get("kid"), header.get("alg")
+        if algorithm not in self._accepted:
+            raise jwt.InvalidAlgorithmError
+        try:
+            return self._verify(text, kid, algorithm)
+        except jwt.InvalidSignatureError:
+            if not self._published or not await self._published.look_again(kid):
+                raise
+            return self._verify(text, kid, algorithm)
+
+    def _verify(self, text: str, kid: str | None, algorithm: str) -> Mapping[str, Any]:
+        settings = self._settings
+        for key in candidates(self._published.keys if self._published else self._own_keys, kid, algorithm):
+            with suppress(jwt.InvalidSignatureError):  # another key may have signed it
+                claims = DECODER.decode(
+                    text,
+                    key.value,
+                    algorithms=[algorithm],  # one that is accepted, and that this key is for
+                    audience=settings.auth_audience,
+                    issuer=settings.auth_issuer,
+                    leeway=settings.auth_leeway_seconds,
+                    options={"require": ["exp", "aud", "iss"]},
+                )
+                for name in TIMES:  # PyJWT also takes booleans, and strings of digits
+                    if type(claims.get(name, 0)) not in (int, float):
+                        raise unauthenticated(f"The claim `{name}` of the token must be a number.")
+                return claims
+        raise jwt.InvalidSignatureError
+
 
 @asynccontextmanager
 async def open_tokens(settings: Settings) -> AsyncIterator[Tokens | None]:
     """None where authentication is switched off."""
-    if not settings.auth_jwks_url:
+    url = settings.auth_jwks_url
+    if not url:
         yield Tokens(settings, None) if settings.authenticates() else None
         return
-    async with httpx.AsyncClient(timeout=FETCH_SECONDS_MAX) as client:
-        published = PublishedKeys(settings.auth_jwks_url, accepted_algorithms(settings), client)
+    async with httpx.AsyncClient(timeout=FETCH_SECONDS_MAX, **client_options(url)) as client:
+        published = PublishedKeys(url, accepted_algorithms(settings), client)
         async with supervised(key_refresh=published.refresh):
             yield Tokens(settings, published)
 
@@ -122,3 +148,13 @@ def words(claims: Mapping[str, Any], name: str, *, one: bool = False) -> Sequenc
     if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
         raise unauthenticated(f"The claim `{name}` of the token must be a string or a list of strings.")
     return value
+
+
+def organisations(names: Sequence[str]) -> frozenset[str]:
+    """Without those that no request can mean, and that PostgreSQL could not read: blank, too long, not Unicode."""
+    possible = set()
+    for name in names:
+        with suppress(ValueError):
+            name.encode()  # raises for a lone surrogate
+            possible.add(parse_organisation(name))
+    return frozenset(possible - {""})

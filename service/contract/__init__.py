@@ -2,8 +2,8 @@
 
     headers ─ parameters ─┐
                           ├─ fields ─ instants, cursors          answers: the shapes of responses
-    body ─────────────────┘
+    items ─ body ─────────┘
 
-`parameters` reads query strings and `body` reads JSON; both report every fault at once. The types are also the schemas
-of the OpenAPI document (service/web/openapi.py).
+`parameters` reads query strings and `body` reads JSON; both report every fault at once. `items` splits batches. The
+types are also the schemas of the OpenAPI document (service/web/openapi.py).
 """

@@ -11,8 +11,9 @@ from msgspec.json import Decoder
 from service.contract import fields
 from service.problems import ProblemError
 
-ITEMS_MAX = 1000  # of a batch
+WHITE_SPACE = b" \t\r\n"  # of JSON
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff")  # of UTF-16, and one of UTF-32
 
 
 class AppointmentPayload(Struct, rename="camel", kw_only=True):
@@ -48,7 +49,6 @@ MEMBERS = [
 # checked for being JSON before any field is read, and each field can be wrong on its own.
 VALID = Decoder(defstruct("ValidPayload", [(member, kind.json.type, default) for member, _, default, kind in MEMBERS]))
 OBJECT = Decoder(defstruct("RawPayload", [(member, Raw | UnsetType, UNSET) for member, *_ in MEMBERS]))
-ARRAY = Decoder(list[Raw])
 ANY_JSON = Decoder(Raw)
 
 
@@ -62,36 +62,25 @@ def decode_appointment(body: bytes) -> Appointment:
     return appointment
 
 
-def split_array(body: bytes) -> list[bytes]:
-    """The items of a batch, undecoded. Raises ProblemError."""
-    return limited([bytes(item) for item in decode_json(body, "array", b"[", ARRAY)])
-
-
-def split_lines(body: bytes) -> list[bytes]:
-    """The items of a batch in NDJSON, undecoded; blank lines are skipped. Raises ProblemError."""
-    return limited([line for line in body.split(b"\n") if line.strip()])
-
-
-def limited(items: list[bytes]) -> list[bytes]:
-    if len(items) > ITEMS_MAX:
-        raise ProblemError("PAYLOAD_TOO_LARGE", f"Expected at most {ITEMS_MAX} items; these are {len(items)}.")
-    return items
-
-
 def decode_at_once(body: bytes) -> dict[str, Any] | None:
     """The values of all fields; None if anything is wrong."""
     try:
-        body.decode()
+        body.decode()  # msgspec does not check the encoding of members that it skips
         members = VALID.decode(body)
         values = {name: kind.parse(getattr(members, member)) for member, name, _, kind in MEMBERS}
     except fields.READ_ERRORS:
         return None
-    return None if BYTE_ORDER_MARK in body else values
+    return values
 
 
 def decode_each(body: bytes) -> dict[str, Any]:
     """The values of all fields, decoded one by one. Raises ProblemError with every fault."""
-    members = decode_json(body, "object", b"{", OBJECT)
+    check_kind(body, "object", b"{")
+    try:
+        body.decode()
+        members = OBJECT.decode(body)
+    except fields.READ_ERRORS as error:
+        raise not_json(body, "object", error) from None
     values: dict[str, Any] = {}
     faults: fields.Faults = {}
     for member, name, default, kind in MEMBERS:
@@ -108,26 +97,37 @@ def decode_each(body: bytes) -> dict[str, Any]:
     return values
 
 
-def decode_json(body: bytes, kind: str, opening: bytes, decoder: Decoder[Any]) -> Any:
-    """Raises ProblemError for a body that is not JSON, or is JSON of another kind. msgspec does not check the
-    encoding of members that it skips, hence `body.decode()`."""
-    if not body:
-        raise ProblemError("INVALID_JSON", f"The body is empty; expected a JSON {kind}.")
-    of_kind = body.lstrip(b" \t\r\n").startswith(opening)
+def check_kind(body: bytes, kind: str, opening: bytes) -> None:
+    """Raises ProblemError for a body that does not begin like JSON of this kind: it may be JSON of another kind."""
+    if body.lstrip(WHITE_SPACE).startswith(opening):
+        return
     try:
         body.decode()
-        decoded = (decoder if of_kind else ANY_JSON).decode(body)
-    except msgspec.DecodeError as error:
-        raise ProblemError("INVALID_JSON", f"The body is not JSON: {error}.") from None
-    except UnicodeDecodeError as error:
-        raise ProblemError("INVALID_JSON", f"The body is not UTF-8: byte {error.start} is invalid.") from None
-    except RecursionError:
-        raise ProblemError("INVALID_JSON", "The body is nested too deeply.") from None
-    if BYTE_ORDER_MARK in body:
-        raise ProblemError("INVALID_JSON", "The body contains a byte order mark, which JSON does not allow.")
-    if not of_kind:
-        raise fields.invalid({"": (f"Expected a JSON {kind}.", "INVALID_REQUEST")})
-    return decoded
+        ANY_JSON.decode(body)
+    except fields.READ_ERRORS as error:
+        raise not_json(body, kind, error) from None
+    raise fields.invalid({"": (f"Expected a JSON {kind}.", "INVALID_REQUEST")})
+
+
+def not_json(body: bytes, kind: str, error: Exception) -> ProblemError:
+    if not body.strip(WHITE_SPACE):
+        detail = f"The body is empty; expected a JSON {kind}."
+    elif body.startswith(BYTE_ORDER_MARK):
+        detail = "The body begins with a byte order mark, which JSON does not allow."
+    elif is_wide(body):
+        detail = "The body looks like UTF-16 or UTF-32; expected UTF-8."
+    elif isinstance(error, UnicodeDecodeError):
+        detail = f"The body is not UTF-8: byte {error.start} is invalid."
+    elif isinstance(error, RecursionError):
+        detail = "The body is nested too deeply."
+    else:
+        detail = f"The body is not JSON: {error}."
+    return ProblemError("INVALID_JSON", detail)
+
+
+def is_wide(text: bytes) -> bool:
+    """Whether the encoding looks like UTF-16 or UTF-32: JSON begins with an ASCII character."""
+    return text.startswith(WIDE_MARKS) or b"\0" in text[:2]
 
 
 class BodyKind(NamedTuple):
@@ -139,4 +139,3 @@ class BodyKind(NamedTuple):
 
 
 APPOINTMENT = BodyKind(1_048_576, decode_appointment)
-BATCH = BodyKind(4_194_304, split_array, split_lines)

@@ -1,12 +1,27 @@
-"""Cursors of pages: opaque to clients, they name the place in a list where the previous page ended."""
+"""Cursors, opaque to clients: those of pages name the place in a list where the previous page ended, those of changes a
+change."""
 
+import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from datetime import datetime
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
 from service.contract.instants import parse_instant
+
+CHANGE_NUMBER_MAX = 2**63 - 1  # the largest that PostgreSQL can give
+
+
+class ChangeCursor(NamedTuple):
+    """The number of a change, and the whole cursor, as migrations/0004.change-cursors.sql writes it: the rest tells the
+    change from one with the same number in another history, such as a restored backup."""
+
+    number: int
+    text: str
+
+
+BEGINNING = ChangeCursor(0, "0")  # before the first change
 
 
 class ListPlace(msgspec.Struct, frozen=True, rename="camel"):
@@ -53,3 +68,11 @@ def decode(text: str, kind: type[Kind]) -> Kind:
     if encode(place) != text:
         raise ValueError("not in canonical form")
     return place
+
+
+def parse_change_cursor(text: str) -> ChangeCursor:
+    """Raises ValueError if malformed. A number alone, as in earlier releases, names no change; 0 is the beginning."""
+    form = re.fullmatch("([0-9]{1,19})(-[0-9a-f]{24})?", text)
+    if not form or int(form[1]) > CHANGE_NUMBER_MAX:
+        raise ValueError("not a cursor of a change")
+    return ChangeCursor(int(form[1]), text) if int(form[1]) else BEGINNING

@@ -9,22 +9,19 @@ from urllib.parse import unquote_to_bytes
 from msgspec import Meta
 
 from service.contract import fields
-from service.contract.cursors import parse_list_cursor, parse_version_cursor
+from service.contract.cursors import parse_change_cursor, parse_list_cursor, parse_version_cursor
 from service.contract.fields import ExternalId, Faults, FieldKind, Instant, OrganisationId
 from service.problems import ProblemError
 
 ROWS_MAX = 1000  # of a page
 WAIT_SECONDS_MAX = 30
-CHANGE_MAX = 2**63 - 1  # the largest number that PostgreSQL can give a change
 MINUTES_MAX = 10**10  # more than the years 1 to 9999 have
 
 Flag = Annotated[bool, Meta(examples=[True])]
 Limit = Annotated[int, Meta(ge=1, le=ROWS_MAX)]
 ListCursor = Annotated[str, Meta(description="From the `Link` of a page of a list.")]
 VersionCursor = Annotated[str, Meta(description="From the `Link` of a page of versions.")]
-ChangesCursor = Annotated[
-    int, Meta(ge=0, le=CHANGE_MAX, description="From an answer with changes, or from `X-Changes-Cursor` of a list.")
-]
+ChangesCursor = Annotated[str, Meta(description="From an answer with changes, or from `X-Changes-Cursor` of a list.")]
 WaitSeconds = Annotated[int, Meta(ge=0, le=WAIT_SECONDS_MAX)]
 Minutes = Annotated[int, Meta(ge=0, le=MINUTES_MAX)]
 
@@ -53,13 +50,13 @@ def parse_flag(text: str) -> bool:
     return bool(("false", "true").index(text))
 
 
-def whole_number(least: int, most: int, expected: str = "") -> FieldKind:
+def whole_number(least: int, most: int) -> FieldKind:
     def parse(text: str) -> int:
         if not re.fullmatch(f"[0-9]{{1,{len(str(most))}}}", text) or not least <= int(text) <= most:
             raise ValueError("not a whole number in the range")
         return int(text)
 
-    return FieldKind(expected or f"a whole number from {least} to {most}", parse)
+    return FieldKind(f"a whole number from {least} to {most}", parse)
 
 
 CURSOR_EXPECTED = "a cursor from the `Link` of a page of this list"
@@ -69,7 +66,7 @@ FIELD_KINDS: Mapping[Any, FieldKind] = {
     Limit: whole_number(1, ROWS_MAX),
     ListCursor: FieldKind(CURSOR_EXPECTED, parse_list_cursor),
     VersionCursor: FieldKind(CURSOR_EXPECTED, parse_version_cursor),
-    ChangesCursor: whole_number(0, CHANGE_MAX, "a cursor from an answer with changes, or from `X-Changes-Cursor`"),
+    ChangesCursor: FieldKind("a cursor from an answer with changes, or from `X-Changes-Cursor`", parse_change_cursor),
     WaitSeconds: whole_number(0, WAIT_SECONDS_MAX),
     Minutes: whole_number(0, MINUTES_MAX),
 }

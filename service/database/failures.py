@@ -32,7 +32,8 @@ ACTIONS: Mapping[str, Action] = {
 }
 # Failures without a SQLSTATE. OSError includes timeouts; asyncpg's DataError is an InterfaceError, too.
 BROKEN = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError)
-UNKNOWN_OUTCOME = "The database does not answer. A write may have happened; sending it again is safe."
+NO_ANSWER = "The database does not answer."
+UNKNOWN_OUTCOME = f"{NO_ANSWER} A write may have happened; sending it again is safe."
 
 
 def action_for(error: BaseException) -> Action:

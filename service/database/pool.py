@@ -10,7 +10,7 @@ import asyncpg
 import structlog
 
 from service.database.connection import Connection, connect_options, set_up
-from service.database.failures import BROKEN, UNKNOWN_OUTCOME, Action, action_for
+from service.database.failures import BROKEN, NO_ANSWER, Action, action_for
 from service.database.statements import Statement
 from service.problems import ProblemError, StartError
 from service.settings import Settings
@@ -38,8 +38,9 @@ class Database:
             connection = await self._acquire()
             try:
                 yield Connection(connection, self._slow_seconds)
-            except BROKEN:
-                connection.terminate()  # or the pool would hand out a connection that the server has ended
+            except (*BROKEN, asyncpg.ReadOnlySQLTransactionError):
+                # Or the pool would hand out a connection that the server has ended, or one that stays read-only.
+                connection.terminate()
                 raise
             finally:
                 try:
@@ -50,7 +51,7 @@ class Database:
             if action_for(error) is Action.DEFECT:
                 raise
             log.warning("database unavailable", cause=type(error).__name__)
-            raise ProblemError("DATABASE_UNAVAILABLE", UNKNOWN_OUTCOME) from error
+            raise ProblemError("DATABASE_UNAVAILABLE", NO_ANSWER) from error
 
     async def fetch(self, statement: Statement, *arguments: object) -> list[asyncpg.Record]:
         async with self.connection() as connection:
@@ -79,7 +80,7 @@ class Database:
         except TimeoutError:
             if self._pool.get_size() < self._pool.get_max_size():
                 raise  # no new connection could be opened either
-            detail = "No database connection became free in time; nothing was written."
+            detail = "No database connection became free in time."
             raise ProblemError("OVERLOADED", detail) from None
         finally:
             self._waiting -= 1

@@ -6,8 +6,9 @@ are waited for: one statement, with one index lookup for each of them.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
+from math import inf
 
 from service.database.pool import Database
 from service.database.statements import LIST_LAST_CHANGES
@@ -20,15 +21,15 @@ WAITING_MAX = 5_000  # requests
 
 
 class ChangePoller:
-    def __init__(self, database: Database, is_shutting_down: Callable[[], bool]) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._is_shutting_down = is_shutting_down
-        self._waiting: dict[asyncio.Future[None], tuple[str, int]] = {}  # organisation, last change the client has seen
+        self._waiting: dict[asyncio.Future[None], tuple[str, str]] = {}  # organisation, the client's cursor
         self._has_waiters = asyncio.Event()
+        self._seconds_max = inf
 
-    async def wait(self, organisation: str, after: int, seconds: float, disconnected: Awaitable[None]) -> None:
-        """Returns when there is a later change, the time is up, the client has disconnected, or the service shuts
-        down. Raises ProblemError if there is no room, or the database does not answer."""
+    async def wait(self, organisation: str, after: str, seconds: float, disconnected: Awaitable[None]) -> None:
+        """Returns when `after` is not the cursor of the last change, the time is up, the client has disconnected, or
+        `end_waits` is called. Raises ProblemError if there is no room, or the database does not answer."""
         if len(self._waiting) >= WAITING_MAX:
             raise ProblemError("OVERLOADED", "Too many requests are waiting for changes.")
         changed = asyncio.get_running_loop().create_future()
@@ -37,6 +38,7 @@ class ChangePoller:
         self._has_waiters.set()
         CHANGES_WAITING.inc()
         try:
+            seconds = min(seconds, self._seconds_max)
             await asyncio.wait({changed, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             if changed.done():
                 await changed
@@ -44,6 +46,13 @@ class ChangePoller:
             gone.cancel()
             del self._waiting[changed]
             CHANGES_WAITING.dec()
+
+    def end_waits(self) -> None:
+        """For a shutdown. Later requests wait only as long as one look takes, so that their clients do not spin."""
+        self._seconds_max = POLL_SECONDS
+        for changed in self._waiting:
+            if not changed.done():
+                changed.set_result(None)
 
     async def poll(self) -> None:
         """Runs until it is cancelled."""
@@ -53,12 +62,12 @@ class ChangePoller:
                 await self._has_waiters.wait()
             await asyncio.sleep(POLL_SECONDS)
             try:
-                organisations = {organisation for organisation, _ in self._waiting.values()}
+                waiting = dict(self._waiting)  # requests that come later may know more than the rows
+                organisations = {organisation for organisation, _ in waiting.values()}
                 rows = await self._database.fetch(LIST_LAST_CHANGES, list(organisations))
                 last_changes = {row["org_id"]: row["last_change"] for row in rows}
-                for changed, (organisation, after) in self._waiting.items():
-                    found = last_changes.get(organisation, 0) > after
-                    if (found or self._is_shutting_down()) and not changed.done():
+                for changed, (organisation, after) in waiting.items():
+                    if last_changes[organisation] != after and not changed.done():
                         changed.set_result(None)
             except Exception as error:  # the waiting requests report it
                 for changed in self._waiting:
@@ -67,7 +76,7 @@ class ChangePoller:
 
 
 @asynccontextmanager
-async def open_change_poller(database: Database, is_shutting_down: Callable[[], bool]) -> AsyncIterator[ChangePoller]:
-    poller = ChangePoller(database, is_shutting_down)
+async def open_change_poller(database: Database) -> AsyncIterator[ChangePoller]:
+    poller = ChangePoller(database)
     async with supervised(change_poller=poller.poll):
         yield poller

@@ -9,16 +9,19 @@ from starlette.responses import Response
 
 from service.access.grants import Grant
 from service.contract import parameters
-from service.contract.cursors import VersionPlace
+from service.contract.cursors import BEGINNING, ChangeCursor, VersionPlace
 from service.contract.parameters import ROWS_MAX, Parameters, read_query
 from service.database import statements as sql
 from service.database.pool import Database
 from service.logs import note
+from service.problems import ProblemError
 from service.reading.calendar_feed import calendar_format
 from service.reading.change_poller import ChangePoller
 from service.reading.conditional import not_modified
 from service.reading.formats import ARRAY, PIECES, Format, Rows, accepted_format
 from service.reading.lists import Listing, answer
+
+CURSOR_GONE = "The change that the cursor names is not in this history: read the list anew, then go on from its cursor."
 
 
 async def list_appointments(request: Request, grant: Grant) -> Response:
@@ -44,23 +47,30 @@ async def list_versions(request: Request, grant: Grant) -> Response:
 
 async def list_changes(request: Request, grant: Grant) -> Response:
     organisation, query = decode(request, grant, parameters.CHANGES)
-    after = query["after"] or 0
-    database: Database = request.scope["state"]["database"]
-    fetch = partial(database.fetch, sql.LIST_CHANGES, organisation, after, query["limit"] or ROWS_MAX)
+    after: ChangeCursor = query["after"] or BEGINNING
+    fetch = partial(changes_after, request.scope["state"]["database"], organisation, after, query["limit"] or ROWS_MAX)
     changes = await fetch()
     if not changes and query["wait"]:
         poller: ChangePoller = request.scope["state"]["change_poller"]
-        await poller.wait(organisation, after, query["wait"], disconnected(request))
+        await poller.wait(organisation, after.text, query["wait"], disconnected(request))
         changes = await fetch()
-    return await changes_answer(changes, after, accepted_format(request.scope))
+    cursor = changes[-1]["cursor"] if changes else after.text
+    return await changes_answer(changes, cursor, accepted_format(request.scope))
 
 
-async def changes_answer(changes: Rows, after: int, form: Format) -> Response:
-    cursor = changes[-1]["sequence_number"] if changes else after
+async def changes_after(database: Database, organisation: str, after: ChangeCursor, limit: int) -> Rows:
+    """Raises ProblemError, a 410, if the cursor names a change of another history."""
+    rows = await database.fetch(sql.LIST_CHANGES, organisation, *after, limit)
+    if not rows[0]["known"]:
+        raise ProblemError("CURSOR_GONE", CURSOR_GONE)
+    return rows if rows[0]["change"] is not None else []
+
+
+async def changes_answer(changes: Rows, cursor: str, form: Format) -> Response:
     body = form.body(form.texts(changes))
     if form is ARRAY:
         body = f'{{"changes":{body},"cursor":"{cursor}"}}'
-    return Response(body, headers={"X-Changes-Cursor": str(cursor), "Vary": "Accept"}, media_type=form.media_type)
+    return Response(body, headers={"X-Changes-Cursor": cursor, "Vary": "Accept"}, media_type=form.media_type)
 
 
 async def disconnected(request: Request) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from time import monotonic
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode
 
@@ -17,12 +18,14 @@ from service.database.pool import Database
 from service.database.statements import Statement
 from service.problems import ProblemError
 from service.reading.formats import PIECES, Format, Rows
+from service.reading.stream_places import StreamPlace, StreamPlaces
 
 log = structlog.get_logger()
 
 
 class Listing(NamedTuple):
-    """A statement that lists rows, with all its arguments but the last, the largest number of rows."""
+    """A statement that lists rows, with all its arguments but the last, the largest number of rows. The first argument
+    is the organisation."""
 
     statement: Statement
     arguments: tuple[object, ...]
@@ -48,7 +51,8 @@ async def answer(request: Request, listing: Listing, limit: int | None = None) -
     rows = await database.fetch(listing.statement, *listing.arguments, (limit or ROWS_MAX) + 1)
     more = len(rows) > (limit or ROWS_MAX)
     if limit is None and more:
-        return Stream(listing, state["stream_database"], state["settings"].stream_ms_max / 1e3)
+        seconds_max = state["settings"].stream_ms_max / 1e3
+        return Stream(listing, state["stream_places"], state["stream_database"], seconds_max)
     headers = listing.headers(rows)
     texts = listing.form.texts(rows)
     if more:
@@ -70,32 +74,38 @@ class Stream(Response):
     """A list that is read while it is sent, and so never held in memory as a whole. The connection is cut if the client
     reads too slowly, because a stream holds a connection and a snapshot."""
 
-    def __init__(self, listing: Listing, database: Database, seconds_max: float) -> None:
-        self._listing, self._database, self._seconds_max = listing, database, seconds_max
+    def __init__(self, listing: Listing, places: StreamPlaces, database: Database, seconds_max: float) -> None:
+        self._listing, self._places, self._database, self._seconds_max = listing, places, database, seconds_max
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         listing = self._listing
-        async with self._database.connection() as connection:
+        async with self._places.place(str(listing.arguments[0])) as place, self._database.connection() as connection:
             try:
                 async with (
-                    asyncio.timeout(self._seconds_max),
+                    asyncio.timeout(self._seconds_max) as place.limit,
                     connection.cursor(listing.statement, *listing.arguments, None) as cursor,
                 ):
                     rows = await cursor.fetch(ROWS_MAX)
-                    body = self._body(rows, cursor) if scope["method"] == "GET" else iter(())
+                    body = self._body(rows, cursor, place) if scope["method"] == "GET" else iter(())
                     response = StreamingResponse(
                         body, headers=listing.headers(rows), media_type=listing.form.media_type
                     )
                     await response(scope, receive, send)
             except TimeoutError:
-                log.warning("list cut: it took too long", seconds_max=self._seconds_max)
+                reason = "others were waiting" if place.is_cut else "it took too long"
+                log.warning(f"list cut: {reason}", seconds_max=self._seconds_max)
                 raise ProblemError("OVERLOADED", "The list took too long.") from None
+            finally:
+                place.sending_since = None  # nothing is left to cut
 
-    async def _body(self, rows: Rows, cursor: Any) -> AsyncIterator[str]:
+    async def _body(self, rows: Rows, cursor: Any, place: StreamPlace) -> AsyncIterator[str]:
         form = self._listing.form
         before = form.opening
         while rows:
-            yield before + form.between.join(form.texts(rows))
+            portion = before + form.between.join(form.texts(rows))
+            place.sending_since = monotonic()
+            yield portion
+            place.sending_since = None
             before = form.between
             rows = await cursor.fetch(ROWS_MAX)
         yield form.closing

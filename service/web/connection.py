@@ -1,48 +1,61 @@
-"""uvicorn's HTTP protocol with size limits, a lingering close, and responses that need no application. Rests on
-uvicorn's internals, as no other module does; tests/web/test_uvicorn.py says what an upgrade has changed."""
+"""A connection of a client: bytes become requests, with limits on sizes and on the number of connections."""
 
 from collections import deque
-from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import httptools
-from starlette.responses import Response
+import structlog
 from starlette.types import Scope
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.metrics import REFUSALS
-from service.problems import ProblemError, problem_response
-from service.web.joined_writes import JoinedWrites
-from service.web.request_ids import new_id
+from service.problems import ProblemError, as_problem_error
+from service.web.answering import AnsweringProtocol
+from service.web.heads import check_head, check_target, head_bytes, invalid_http, without_upgrade
+
+log = structlog.get_logger()
 
 HEADER_BYTES_MAX = 32_768  # of the request line and the headers together
 FRAMED_BODY_BYTES_MAX = 33_554_432  # 8 times 4 MiB, since chunks of one byte cost 6 bytes per byte
+REFUSED_CONNECTIONS_MAX = 50  # beyond CONNECTIONS_MAX, each with an answer and a lingering close
 TRAILERS: deque[object] = deque(maxlen=0)  # discards the fields after a chunked body (RFC 9110, section 6.5.1)
 
 
-class Connection(HttpToolsProtocol):
+class EndedError(Exception):
+    """Stops the parser: nothing may follow the request that was read last."""
+
+
+class Connection(AnsweringProtocol):
     """A connection of a client, whose requests may be pipelined."""
 
+    refused: ClassVar[set["Connection"]] = set()  # beyond the limit, and not yet closed
+
     def connection_made(self, transport: Any) -> None:
-        self.wire = JoinedWrites(transport, self._lingers)
-        super().connection_made(self.wire)  # type: ignore[arg-type]
+        super().connection_made(transport)
         self.messages = 0
-        self.reading: Literal["head", "body"] | None = None  # the part of a message that is being read
-        self.lingering = False  # the last answer is written, and our side is closed
         self.last_progress: object = None  # as deadlines.py saw it
         self.last_progress_at = 0.0
         self._bytes = 0  # of the head, or of the body with its framing
-        self._refused = False  # nothing more is parsed
+        self._head_counted = True
         self.app_state["connections"].add(self)
-        if len(self.app_state["connections"]) > self.app_state["settings"].connections_max:
+        admitted = len(self.app_state["connections"]) - len(self.refused)
+        if admitted > self.app_state["settings"].connections_max:
+            self._refuse_connection()
+
+    def _refuse_connection(self) -> None:
+        self.refused.add(self)
+        if len(self.refused) <= REFUSED_CONNECTIONS_MAX:
             self.refuse(ProblemError("OVERLOADED", "There are too many connections; nothing was written."))
+        else:  # an answer and a lingering close would use up the descriptors of the database
+            REFUSALS.labels("OVERLOADED").inc()
+            self.wire.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.app_state["connections"].discard(self)
+        self.refused.discard(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        while data and not self._refused:
+        while data and not self._ended:
             piece = data[: HEADER_BYTES_MAX - (self._bytes if self.reading == "head" else 0)]
             data = data[len(piece) :]
             self._feed(piece)
@@ -50,72 +63,96 @@ class Connection(HttpToolsProtocol):
     def _feed(self, piece: bytes) -> None:
         """A piece is never longer than the rest of a head may be."""
         before, messages = self.reading, self.messages
+        upgrade_at = None
         try:
             self.parser.feed_data(piece)
         except httptools.HttpParserUpgrade as upgrade:
-            if self._should_upgrade():
-                self._parse_without_upgrade(piece[upgrade.args[0] :])
-            elif self.cycle:  # after CONNECT the parser takes nothing more
-                self.cycle.keep_alive = False
+            upgrade_at = upgrade.args[0]
+        except httptools.HttpParserCallbackError as error:
+            self._stop(error.__context__ or error)
             return
         except httptools.HttpParserError as error:
-            ours = isinstance(error, httptools.HttpParserCallbackError)  # raised while uvicorn reads the target
-            fault = "the request target is not valid" if ours else str(error)
-            self.refuse(ProblemError("INVALID_HTTP", f"Expected an HTTP/1.1 request (RFC 9112): {fault}."))
+            self.refuse(invalid_http(str(error)))
             return
-        if self.reading is None:
-            return
+        if upgrade_at is not None:  # not where it is caught: it would become the context of later errors
+            self._parse_without_upgrade(piece[upgrade_at:])
+        elif self.reading:
+            self._count(piece, before, messages)
+
+    def _count(self, piece: bytes, before: str | None, messages: int) -> None:
+        """Checks the size of the message that is being read; `before` and `messages` are those before the piece."""
         # A message that began within this piece, after another one, is counted from the next piece on.
         whole = self.messages == messages + (before is None) and self.reading == (before or "head")
         self._bytes = self._bytes + len(piece) if whole else 0
+        self._head_counted = whole
         if self.reading == "head" and self._bytes >= HEADER_BYTES_MAX:
-            detail = f"Expected a request line and headers of at most {HEADER_BYTES_MAX} bytes."
-            self.refuse(ProblemError("HEADERS_TOO_LARGE", detail))
+            self.refuse(head_too_large())
         elif self._bytes > FRAMED_BODY_BYTES_MAX:
             self.refuse(ProblemError("PAYLOAD_TOO_LARGE", "The body with its framing is too large."))
 
+    def _stop(self, cause: BaseException) -> None:
+        """After an exception in a callback of the parser."""
+        if isinstance(cause, EndedError):
+            self._ended = True
+            return
+        if not isinstance(cause, ProblemError):
+            log.error("request failed", exc_info=cause)
+        self.refuse(as_problem_error(cause))
+
     def _should_upgrade(self) -> bool:
-        return self._get_upgrade() is not None  # makes uvicorn hold the request back
+        return True  # makes uvicorn hold the request back
 
     def _parse_without_upgrade(self, rest: bytes) -> None:
         """A server may ignore `Upgrade` (RFC 9110, section 7.8), which clients in Java and curl --http2 offer first.
         httptools would take the body for another protocol, so the head is parsed again without the offer."""
-        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
-        headers = [b"%s: %s\r\n" % header for header in self.scope["headers"] if header[0] != b"upgrade"]
-        head = b"%s %s HTTP/%s\r\n%s\r\n" % (method, self.url, version, b"".join(headers))
+        head = without_upgrade(self.parser.get_method(), self.url, self.parser.get_http_version(), self.headers)
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self.reading = None
         self.data_received(head + rest)
 
     def on_message_begin(self) -> None:
+        if self.wire.is_closing() or (self.cycle and not self.cycle.keep_alive):
+            raise EndedError
         self.messages += 1
         self._bytes = 0
+        self._head_counted = True
         self.reading = "head"
         super().on_message_begin()
 
-    def on_headers_complete(self) -> None:
-        super().on_headers_complete()
-        self.begin_body()
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Like uvicorn's, but without the white space after a value, and `Expect` is a list (RFC 9110, section 5.3)."""
+        name, value = name.lower(), value.rstrip(b" \t")
+        if name == b"expect" and b"100-continue" in [each.strip() for each in value.lower().split(b",")]:
+            self.expect_100_continue = True
+        self.headers.append((name, value))
 
-    def begin_body(self) -> None:
+    def on_headers_complete(self) -> None:
+        method, version = self.parser.get_method(), self.parser.get_http_version()
+        check_head(method, version, self.headers)
+        if not self._head_counted and head_bytes(method, self.url, self.headers) > HEADER_BYTES_MAX:
+            raise head_too_large()
+        if version != "1.1":
+            self.expect_100_continue = False  # RFC 9110, section 10.1.1
+        self.begin_request()
         self._bytes = 0
         self.reading = "body"
         if not self.parser.should_upgrade():
             self.headers = TRAILERS  # type: ignore[assignment]
+            if version != "1.1" and self.cycle:
+                self.cycle.keep_alive = False  # uvicorn does this for 1.0 only
+
+    def begin_request(self) -> None:
+        """The head has been read, and is valid."""
+        try:
+            super().on_headers_complete()
+        except Exception:
+            check_target(self.url)
+            raise
 
     def on_message_complete(self) -> None:
         self.reading = None
         super().on_message_complete()
-
-    def on_response_complete(self) -> None:
-        """Like uvicorn's, but without its timer, and nothing follows the last answer."""
-        self.wire.flush()
-        self.server_state.total_requests += 1
-        if not (self.wire.is_closing() or self.lingering):
-            self.flow.resume_reading()
-            if self.pipeline:
-                self._start_asgi_task(*self.pipeline.pop())
 
     def is_plain_post(self, target: bytes) -> bool:
         """Whether the head that was just read is of a POST to this target that expects no answer before its body."""
@@ -127,73 +164,10 @@ class Connection(HttpToolsProtocol):
         return self.scope  # type: ignore[return-value]
 
     def keeps_alive(self) -> bool:
-        return self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
+        return self.parser.get_http_version() == "1.1" and self.parser.should_keep_alive()
 
-    def owes_answer(self) -> bool:
-        """Whether an answer, or the rest of one, is still to come; the answers of a connection come in order."""
-        return bool(self.cycle and not (self.cycle.response_complete or self.cycle.disconnected))
 
-    def is_unanswered(self) -> bool:
-        """Whether the message that is being read can still be answered."""
-        return not self.cycle.response_started
-
-    def is_pipelined(self) -> bool:
-        """Whether the message that is being read waits for the answers to earlier ones."""
-        return bool(self.pipeline)
-
-    def pause(self) -> None:
-        self.flow.pause_reading()
-
-    def resume(self) -> None:
-        if not self.wire.is_closing():
-            self.flow.resume_reading()
-
-    def refuse(self, error: ProblemError) -> None:
-        """Stops reading. Earlier requests of the connection are still answered, in their order."""
-        self._refused = True
-        REFUSALS.labels(error.problem.code).inc()
-        if self.reading == "body" and self.is_unanswered():
-            if self.pipeline:  # the refused request is the last one in it
-                self.pipeline[0] = self.cycle, partial(self._refuse_in_turn, error)
-            else:
-                self._end_with(error)
-        elif self.owes_answer():  # to another request, or the rest of an answer that has begun
-            self.cycle.keep_alive = False
-        elif self.reading == "body":  # the answer came before the end of the body
-            self._linger()
-        else:
-            self._end_with(error)
-
-    async def _refuse_in_turn(self, error: ProblemError, _scope: Any, _receive: Any, _send: Any) -> None:
-        """Is called in place of the application."""
-        self._end_with(error)
-
-    def _end_with(self, error: ProblemError) -> None:
-        if self.cycle:
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
-        self.answer(problem_response(error), new_id(), closes=True)
-        self._linger()
-
-    def _lingers(self) -> bool:
-        """Whether a close has to wait, as the client may still be sending. Shutdown does not wait for idle clients."""
-        ends = self._refused or (self.reading == "body" and bool(self.cycle) and not self.cycle.keep_alive)
-        if waits := ends and not (self.lingering or self.wire.is_closing()):
-            self._linger()
-        return waits
-
-    def _linger(self) -> None:
-        """Closes our side. Whatever still arrives is discarded for a while (deadlines.py): closing with unread data
-        would reset the connection, and the client could lose the answer (RFC 9112, section 9.6)."""
-        self._refused = self.lingering = True
-        self.wire.write_eof()
-        self.resume()
-
-    def answer(self, response: Response, request_id: str, *, closes: bool) -> None:
-        """Sends a response without calling the application."""
-        headers = [*self.server_state.default_headers, *response.raw_headers, (b"x-request-id", request_id.encode())]
-        if closes:
-            headers.append((b"connection", b"close"))
-        head = b"".join(b"%s: %s\r\n" % header for header in headers)
-        self.wire.write(STATUS_LINE[response.status_code] + head + b"\r\n" + bytes(response.body))
-        self.wire.flush()
+def head_too_large() -> ProblemError:
+    return ProblemError(
+        "HEADERS_TOO_LARGE", f"Expected a request line and headers of at most {HEADER_BYTES_MAX} bytes."
+    )

@@ -33,9 +33,9 @@ class Endpoint:
             grant = await self._authorise(scope, "write")
             read_query(scope["query_string"], NO_PARAMETERS)
             lines = sends_lines(scope, accepted=kind.decode_lines is not None)
-            body = await read_body(request, kind)
             decode = kind.decode_lines if lines and kind.decode_lines else kind.decode_json
-            response = await handle(request, grant, decode(body))
+            # Without a name the body is let go before the handler waits.
+            response = await handle(request, grant, decode(await read_body(request, kind)))
         elif method in ("GET", "HEAD") and self._get:
             response = await self._get(request, await self._authorise(scope, "read"))
         else:

@@ -6,32 +6,62 @@ rounds in which thousands are refused are long. Benchmark O2 compares the writes
 that never pause with those from 64; without turns the ratio was 0.4.
 """
 
-from collections import deque
 from time import perf_counter
 from typing import Any
+
+from starlette.types import Scope
 
 from service.contract.headers import header
 from service.metrics import request_seconds
 from service.problems import TOO_MANY_WRITES, ProblemError, problem_response
 from service.web.connection import Connection
 from service.web.request_ids import id_of
+from service.web.turns import Turns
 
 FULL = problem_response(ProblemError("OVERLOADED", TOO_MANY_WRITES))
-TURNS_PER_ROUND = 32  # connections; O2 was 0.93 with 32, 1.02 with 16 (but half the refusals), 0.83 with 64
-PAUSED: deque["SheddingConnection"] = deque()
+TURNS = Turns()
 
 
 class SheddingConnection(Connection):
-    """Answers a POST to `shed_target` itself if `admits` of the application's state says that there is no room."""
+    """Answers a POST to `shed_target` itself if `admits` of the application's state says that there is no room. The
+    requests behind it that have been read already wait until the connection's next turn."""
 
     _excess_at = 0.0  # when the head of the current message came, if the message is refused unread
 
-    def on_headers_complete(self) -> None:
-        if self._is_excess():
+    def connection_made(self, transport: Any) -> None:
+        self._waiting_writes: set[object] = set()  # those of the pipeline that may be refused in their turn
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        TURNS.forget(self)
+        super().connection_lost(exc)
+
+    def take_turn(self) -> None:
+        if not (self.wire.is_closing() or self.lingering):
+            self.go_on()
+        if not (self.pipeline or self in TURNS):
+            self.resume()
+
+    def begin_request(self) -> None:
+        excess = self._is_excess()
+        if excess and not self._waits():
             self._excess_at = perf_counter()
-            self.begin_body()
+            return
+        super().begin_request()
+        if excess:
+            self._waiting_writes.add(self.cycle)
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        if self in TURNS:
+            self.pipeline.append((cycle, app))
+            return
+        excess = cycle in self._waiting_writes and not (cycle.more_body or self.app_state["admits"]())
+        self._waiting_writes.discard(cycle)
+        if excess:
+            cycle.response_started = cycle.response_complete = True
+            self._refuse_excess(cycle.scope, perf_counter(), closes=not cycle.keep_alive)
         else:
-            super().on_headers_complete()
+            super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
         if not self._excess_at:
@@ -40,7 +70,8 @@ class SheddingConnection(Connection):
     def on_message_complete(self) -> None:
         if self._excess_at:
             self.reading = None
-            self._refuse_excess()
+            excess_at, self._excess_at = self._excess_at, 0.0
+            self._refuse_excess(self.request(), excess_at, closes=not self.keeps_alive())
         else:
             super().on_message_complete()
 
@@ -50,28 +81,20 @@ class SheddingConnection(Connection):
     def _is_excess(self) -> bool:
         return (
             self.is_plain_post(self.app_state["shed_target"])
-            and not self.owes_answer()  # a pipelined request waits for its turn
-            and not self.app_state["admits"]()
+            and (self._waits() or not self.app_state["admits"]())
             and header(self.request(), b"origin") is None  # a page can read only answers that pass through Cors
         )
 
-    def _refuse_excess(self) -> None:
-        closes = not self.keeps_alive()
-        self.answer(FULL, id_of(self.request()), closes=closes)
+    def _waits(self) -> bool:
+        """Whether the request that was just read is decided in its turn."""
+        return self.owes_answer() or self in TURNS
+
+    def _refuse_excess(self, scope: Scope, excess_at: float, *, closes: bool) -> None:
+        self.answer(FULL, id_of(scope), closes=closes)
         path = self.app_state["shed_target"].decode()
-        request_seconds("POST", path, FULL.status_code).observe(perf_counter() - self._excess_at)
-        self._excess_at = 0.0
+        request_seconds("POST", path, FULL.status_code).observe(perf_counter() - excess_at)
         if closes:
             self.wire.close()
             return
         self.pause()
-        if not PAUSED:
-            self.loop.call_soon(resume_some, self.loop)
-        PAUSED.append(self)
-
-
-def resume_some(loop: Any) -> None:
-    for _ in range(min(TURNS_PER_ROUND, len(PAUSED))):
-        PAUSED.popleft().resume()
-    if PAUSED:
-        loop.call_soon(resume_some, loop)
+        TURNS.wait(self)

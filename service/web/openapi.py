@@ -57,6 +57,8 @@ def operation(texts: Json) -> Json:
         described["parameters"] = [parameter(name, known) for name in known.types]
         responses["200"]["headers"] |= {name: TEXTS["headers"][name] for name in texts["headers"]}
         codes = ["INVALID_REQUEST", "INVALID_DATE_FORMAT", *FAILURE_CODES]
+        if "after" in known.types:
+            codes.append("CURSOR_GONE")
         if "from" in known.types:
             codes.append("INVALID_TIME_RANGE")
         if "ETag" in texts["headers"]:

@@ -2,9 +2,10 @@
 
 import asyncio
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import Context
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -56,32 +57,38 @@ async def why_not_ready(state: dict[str, Any]) -> str | None:
 
 
 class Shutdown:
-    """`begun` becomes true at SIGTERM, for the drain period before the server stops accepting connections."""
+    """`begun` becomes true at SIGINT or SIGTERM."""
 
     begun = False
 
 
 @contextmanager
-def draining(shutdown: Shutdown, drain_ms: int) -> Iterator[None]:
-    """Delays SIGTERM by the drain period, so that load balancers notice first.
+def draining(shutdown: Shutdown, drain_ms: int, on_begin: Callable[[], None]) -> Iterator[None]:
+    """Announces a shutdown: /readyz turns 503, and `on_begin` is called. SIGTERM is delayed by the drain period, so
+    that load balancers notice first; SIGINT stops the server at once, also during that period.
 
-    uvicorn installs its handler before the lifespan starts and stops accepting connections as soon as it runs.
+    uvicorn installs its handlers before the lifespan starts and stops accepting connections as soon as one runs.
     """
     loop = asyncio.get_running_loop()
-    stop_accepting = signal.getsignal(signal.SIGTERM)
+    stops = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def drain(number: int, frame: FrameType | None) -> None:
-        log.info("shutdown begun", drain_ms=drain_ms)
-        if callable(stop_accepting):
-            loop.call_later(drain_ms / 1e3, stop_accepting, number, frame)
+    def drain(number: int, *, repeated: bool) -> None:
+        drains = number == signal.SIGTERM
+        if drains and not repeated:
+            log.info("shutdown begun", drain_ms=drain_ms)
+        on_begin()
+        if callable(stop_accepting := stops[signal.Signals(number)]):
+            loop.call_later(drain_ms / 1e3 if drains else 0, stop_accepting, number, None)
 
-    def begin(number: int, frame: FrameType | None) -> None:
+    def begin(number: int, _: FrameType | None) -> None:
         """Does little, since it may interrupt anything, even a log line that holds a lock."""
-        shutdown.begun = True
-        loop.call_soon_threadsafe(drain, number, frame, context=Context())
+        repeated, shutdown.begun = shutdown.begun, True
+        loop.call_soon_threadsafe(partial(drain, number, repeated=repeated), context=Context())
 
-    signal.signal(signal.SIGTERM, begin)
+    for number in stops:
+        signal.signal(number, begin)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, stop_accepting)
+        for number, stop_accepting in stops.items():
+            signal.signal(number, stop_accepting)

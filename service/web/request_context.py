@@ -16,7 +16,8 @@ from service.web.request_ids import id_of
 
 log = structlog.get_logger()
 
-CUT_SHORT = "The service is shutting down. A write may have happened; sending it again is safe."
+SHUTTING_DOWN = "The service is shutting down."
+CUT_SHORT = f"{SHUTTING_DOWN} A write may have happened; sending it again is safe."
 CLIENT_CLOSED = 499  # logged as nginx does; never sent
 
 
@@ -52,7 +53,8 @@ class RequestContext:
             status = CLIENT_CLOSED
         except asyncio.CancelledError:  # the grace period of a shutdown is over
             if status == CLIENT_CLOSED:
-                await problem_response(ProblemError("OVERLOADED", CUT_SHORT))(scope, receive, send_with_id)
+                detail = SHUTTING_DOWN if scope["method"] in ("GET", "HEAD") else CUT_SHORT
+                await problem_response(ProblemError("OVERLOADED", detail))(scope, receive, send_with_id)
         except Exception as error:
             if not isinstance(error, ProblemError):
                 log.exception("request failed")

@@ -21,7 +21,7 @@ from service.web.load_shedding import SheddingConnection
 log = structlog.get_logger()
 
 GARBAGE_OBJECTS = 20_000  # before a collection; the default of 700 costs 4 % of the time
-DESCRIPTORS_KEPT = 200  # for the database, logs and libraries
+DESCRIPTORS_KEPT = 190  # for refused connections, other database connections than the pool's, logs and libraries
 BACKLOG = 2048  # as uvicorn's
 
 CreateApp = Callable[[Settings], ASGIApp]
@@ -81,14 +81,15 @@ def run(create_app: CreateApp, settings: Settings, listener: socket.socket) -> N
 
 
 def within_descriptors(settings: Settings) -> Settings:
-    """Raises the limit of open files to what the connections need, or else lowers `connections_max`."""
+    """Raises the limit of open files as far as allowed; lowers `connections_max` to what fits."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = settings.connections_max + DESCRIPTORS_KEPT
-    possible = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < possible:
+    kept = DESCRIPTORS_KEPT + settings.pool_connections_max
+    wanted = settings.connections_max + kept
+    possible = max(soft, wanted) if hard == resource.RLIM_INFINITY else hard
+    if soft != resource.RLIM_INFINITY:
         resource.setrlimit(resource.RLIMIT_NOFILE, (possible, hard))
-    if possible == wanted:
+    if possible >= wanted:
         return settings
-    room = possible - DESCRIPTORS_KEPT
+    room = max(possible - kept, 1)
     log.warning("fewer connections than CONNECTIONS_MAX", connections_max=room, open_files_max=hard)
     return msgspec.structs.replace(settings, connections_max=room)

@@ -8,36 +8,46 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import ceil
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
+from typing import Any
 
 import psutil
 import structlog
 from prometheus_client.multiprocess import mark_process_dead
 
 from service import logs
+from service.problems import StartError
 from service.settings import Settings
+from service.supervisor import BACK_OFF_SECONDS, STEADY_SECONDS
 from service.web.server import CreateApp, run
 
 log = structlog.get_logger()
 
 SPAWN = multiprocessing.get_context("spawn")
 METRICS = "appointments-metrics-"  # the prefix of the folder in which the workers share their metrics
-LIFE_SECONDS_MIN = 1  # a worker that dies earlier is replaced only after this time
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+RECEIVED_BYTES_MAX = 64  # signals, one byte each
+END_SECONDS_MAX = 2  # after the grace time, for the clean-up of a worker
 
 
 def run_workers(create_app: CreateApp, settings: Settings, listener: socket.socket) -> None:
-    """Serves until SIGINT or SIGTERM, which is passed on to the workers; then waits until all of them have ended."""
+    """Serves until SIGINT or SIGTERM, which is passed on to the workers; then waits until all of them have ended.
+    Raises StartError if one had to be killed."""
 
     def start() -> SpawnProcess:
         worker = SPAWN.Process(target=work, args=(create_app, settings, listener), daemon=True)
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # the worker inherits it, and cannot handle signals yet
         worker.start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         return worker
 
     def restart(dead: SpawnProcess) -> SpawnProcess:
@@ -48,18 +58,34 @@ def run_workers(create_app: CreateApp, settings: Settings, listener: socket.sock
     remove_stale_metrics()
     with TemporaryDirectory(prefix=f"{METRICS}{os.getpid()}-") as directory, received_signals() as received:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory  # read when a worker imports prometheus_client
-        started = time.monotonic()
+        started, deaths = time.monotonic(), 0  # deaths: in a row, each soon after the last start
         workers = [start() for _ in range(settings.workers)]
         while received not in wait([received, *(worker.sentinel for worker in workers)]):
-            if wait([received], timeout=started + LIFE_SECONDS_MIN - time.monotonic()):
+            deaths = 1 if time.monotonic() - started > STEADY_SECONDS else deaths + 1
+            if wait([received], timeout=BACK_OFF_SECONDS[min(deaths, len(BACK_OFF_SECONDS)) - 1]):
                 break
             started = time.monotonic()
             workers = [worker if worker.is_alive() else restart(worker) for worker in workers]
-        number = received.recv(1)[0]
-        for worker in filter(SpawnProcess.is_alive, workers):
-            os.kill(worker.ident or 0, number)
-        for worker in workers:
-            worker.join()
+        end(workers, received, settings)
+
+
+def end(workers: Sequence[SpawnProcess], received: socket.socket, settings: Settings) -> None:
+    """Passes signals on until the workers have ended. Kills those that take longer than a shutdown may, and then raises
+    StartError."""
+    ending = ceil(settings.shutdown_grace_ms / 1e3) + END_SECONDS_MAX
+    deadline = time.monotonic() + settings.shutdown_drain_ms / 1e3 + ending
+    while alive := [worker for worker in workers if worker.is_alive()]:
+        ready = wait([received, *(worker.sentinel for worker in alive)], timeout=deadline - time.monotonic())
+        for number in received.recv(RECEIVED_BYTES_MAX) if received in ready else b"":
+            if number == signal.SIGINT:  # no drain period
+                deadline = min(deadline, time.monotonic() + ending)
+            for worker in alive:
+                os.kill(worker.ident or 0, number)
+        if time.monotonic() > deadline:
+            for worker in alive:
+                worker.kill()
+                worker.join()
+            raise StartError(f"Workers killed, since they did not end within {ending} seconds: {len(alive)}.")
 
 
 def remove_stale_metrics() -> None:
@@ -77,16 +103,22 @@ def received_signals() -> Iterator[socket.socket]:
     with reading, writing:
         writing.setblocking(False)
         signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
-        handlers = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+        handle(lambda *_: None)
         try:
             yield reading
         finally:
             signal.set_wakeup_fd(-1)
-            for number in handlers:  # only the clean-up follows
-                signal.signal(number, signal.SIG_IGN)
+            handle(signal.SIG_IGN)  # only the clean-up follows
+
+
+def handle(handler: Any) -> None:
+    for number in SIGNALS:
+        signal.signal(number, handler)
 
 
 def work(create_app: CreateApp, settings: Settings, listener: socket.socket) -> None:
+    handle(lambda *_: sys.exit(0))  # until the server takes over
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     logs.configure(settings.log_level)
     threading.Thread(target=end_with_parent, daemon=True).start()
     run(create_app, settings, listener)

@@ -138,8 +138,9 @@ class ContendedWrites:
                 settle(runs, rows[len(organisations) :])  # the locks are held, so no write is busy
                 return []
         except ProblemError as error:
+            lost = error.problem.code == "DATABASE_UNAVAILABLE"
             for write in batch:
-                write.refuse(error)
+                write.refuse(ProblemError("DATABASE_UNAVAILABLE", UNKNOWN_OUTCOME) if lost else error)
             return []
         except Exception as error:
             failure = error

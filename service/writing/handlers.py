@@ -1,7 +1,5 @@
 """The handlers that write: each asks the grant, calls and answers."""
 
-from http import HTTPStatus
-
 import msgspec
 import structlog
 from msgspec import UNSET
@@ -41,9 +39,10 @@ async def post_batch(request: Request, grant: Grant, bodies: list[bytes]) -> Res
     writer: Writer = request.scope["state"]["writer"]
     with writer.room_for_items(len(bodies)):
         items = [decode_item(body, grant) for body in bodies]
+        bodies.clear()  # up to 4 MiB that would be kept as long as the database takes
         valid = [item for item in items if isinstance(item, Appointment)]
         outcomes = iter(await writer.write_in_order(valid))
-    results = [result(item if isinstance(item, ProblemError) else next(outcomes)) for item in items]
+    results = [item if isinstance(item, ItemResult) else result(next(outcomes)) for item in items]
     return Response(msgspec.json.encode(BatchResults(results)), media_type="application/json")
 
 
@@ -53,15 +52,15 @@ def granted(appointment: Appointment, grant: Grant) -> Appointment:
     return appointment if organisation == appointment.org_id else replace(appointment, org_id=organisation)
 
 
-def decode_item(body: bytes, grant: Grant) -> Appointment | ProblemError:
+def decode_item(body: bytes, grant: Grant) -> Appointment | ItemResult:
     try:
         return granted(decode_appointment(body), grant)
     except ProblemError as error:
-        return error
+        return ItemResult("invalid", error.problem)  # the error would keep the body, in the frames of its traceback
 
 
 def result(outcome: Verdict | BaseException) -> ItemResult:
-    """Without a verdict, an item is invalid or its outcome is unknown."""
+    """Without a verdict, the outcome is unknown."""
     if isinstance(outcome, Verdict):
         VERDICTS[outcome.outcome].inc()
         if outcome.outcome == "conflict":
@@ -70,7 +69,7 @@ def result(outcome: Verdict | BaseException) -> ItemResult:
     problem = as_problem_error(outcome).problem
     if problem.code == "INTERNAL":
         log.error("item of a batch failed", exc_info=outcome)
-    return ItemResult("invalid" if problem.status < HTTPStatus.INTERNAL_SERVER_ERROR else "unknown", problem)
+    return ItemResult("unknown", problem)
 
 
 def conflict(blocker: Conflict | None) -> ProblemError:

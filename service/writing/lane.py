@@ -8,6 +8,7 @@ for no row lock of another session longer than LOCK_MS_MAX: such writes continue
 
 import asyncio
 from collections import Counter, deque
+from math import inf
 from time import monotonic
 
 import structlog
@@ -24,7 +25,9 @@ from service.writing.contended import LOCK_MS_MAX, ContendedWrites, too_late
 log = structlog.get_logger()
 
 BUSY_ROUNDS_MAX = 3  # of one write, before it waits for the lock
+RECONNECT_SECONDS_MAX = 1  # of the first attempt, for which the queued writes wait
 BACK_OFF_SECONDS = (0.05, 0.1, 0.2, 0.5)  # before connecting again; the last one from then on
+STEADY_SECONDS = 5  # a connection that lived this long is replaced without a pause
 NOTHING_WRITTEN = "The database does not answer; nothing was written."
 
 
@@ -33,35 +36,45 @@ class Lane:
         self._contended, self._settings = contended, settings
         self._queue: deque[Write] = deque()  # in order of arrival
         self._awake = asyncio.Event()
-        self._down = False
+        self._connected = self._down = False
+        self._failures = 0  # since a batch succeeded
 
     def put(self, write: Write) -> None:
         """Raises ProblemError, a 503, while the database does not answer."""
         if self._down:
-            raise ProblemError("DATABASE_UNAVAILABLE", NOTHING_WRITTEN)
+            raise unavailable()
         self._queue.append(write)
         self._awake.set()
 
     def expire(self, queued_before: float) -> None:
         while self._queue and self._queue[0].queued_at < queued_before:
-            self._queue.popleft().refuse(too_late())
+            self._queue.popleft().refuse(too_late() if self._connected else unavailable())
 
     async def run(self) -> None:
-        """Runs until it is cancelled. A lost connection is replaced; until then writes are refused at once."""
-        attempts = 0
+        """Runs until it is cancelled. After a failure the connection is replaced, even if it survived: another one may
+        lead to a database that can write. If that does not help at once, writes are refused during each pause."""
         while True:
+            connected_at = inf
             try:
-                async with open_connection(self._settings, LOCK_MS_MAX, on_close=self._awake.set) as connection:
-                    attempts, self._down = 0, False
+                async with (
+                    asyncio.timeout(None if self._down else RECONNECT_SECONDS_MAX) as limit,
+                    open_connection(self._settings, LOCK_MS_MAX, on_close=self._awake.set) as connection,
+                ):
+                    limit.reschedule(None)
+                    connected_at = monotonic()
+                    self._connected, self._down = True, False
                     await self._serve(connection)
             except Exception as error:  # after any failure the lane goes on with a new connection
-                log.warning("lane lost its connection", cause=type(error).__name__, attempts=attempts)
-            if attempts:
+                log.warning("lane lost its connection", cause=type(error).__name__, attempts=self._failures)
+            self._connected = False
+            if monotonic() - connected_at > STEADY_SECONDS:
+                self._failures = 0
+            if self._failures:
                 self._down = True
                 while self._queue:
-                    self._queue.popleft().refuse(ProblemError("DATABASE_UNAVAILABLE", NOTHING_WRITTEN))
-                await asyncio.sleep(BACK_OFF_SECONDS[min(attempts, len(BACK_OFF_SECONDS)) - 1])
-            attempts += 1
+                    self._queue.popleft().refuse(unavailable())
+                await asyncio.sleep(BACK_OFF_SECONDS[min(self._failures, len(BACK_OFF_SECONDS)) - 1])
+            self._failures += 1
 
     async def _serve(self, connection: Connection) -> None:
         while not connection.is_closed():
@@ -94,6 +107,7 @@ class Lane:
                 raise
             self._contended.put(batch)  # so that a write that is at fault fails alone
         else:
+            self._failures = 0
             self._carry(busy)
 
     def _carry(self, busy: list[Write]) -> None:
@@ -109,3 +123,7 @@ class Lane:
             (waiting if contended else again).append(write)
         self._contended.put(waiting)
         self._queue.extendleft(reversed(again))
+
+
+def unavailable() -> ProblemError:
+    return ProblemError("DATABASE_UNAVAILABLE", NOTHING_WRITTEN)

@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -45,7 +45,7 @@ def pem(private_key: Any) -> bytes:
     return encoded
 
 
-def public_jwk(kid: str, private_key: Any, **members: str) -> dict[str, Any]:
+def public_jwk(kid: Any, private_key: Any, **members: Any) -> dict[str, Any]:
     algorithm = {ec.EllipticCurvePrivateKey: "ES256", rsa.RSAPrivateKey: "RS256"}
     name = next((name for kind, name in algorithm.items() if isinstance(private_key, kind)), "EdDSA")
     entry = json.loads(jwt.get_algorithm_by_name(name).to_jwk(private_key.public_key()))
@@ -53,26 +53,40 @@ def public_jwk(kid: str, private_key: Any, **members: str) -> dict[str, Any]:
     return {**entry, "kid": kid, **members}
 
 
+Answer = Callable[[BaseHTTPRequestHandler], None]
+
+
 class Publisher:
-    """Serves `keys` at `url`, or `document` if it is set; while there are no keys it responds with a 500."""
+    """Serves `keys` at `url`, or `document` if it is set; while there are no keys it responds with a 500. An `answer`
+    takes the place of all that. It can be used as a proxy, too: it serves the same for every address."""
 
     def __init__(self) -> None:
         self.keys: list[dict[str, Any]] = []
         self.document = b""
+        self.answer: Answer | None = None
         self.requests = 0
+        self.paths: list[str] = []
         publisher = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 publisher.requests += 1
+                publisher.paths.append(self.path)
+                if publisher.answer:
+                    return publisher.answer(self)
                 self.send_response(200 if publisher.keys else 500)
                 self.end_headers()
                 self.wfile.write(publisher.document or json.dumps({"keys": publisher.keys}).encode())
+                return None
 
             def log_message(self, *_: object) -> None:
                 """Log nothing."""
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Server(ThreadingHTTPServer):
+            def handle_error(self, *_: object) -> None:
+                """A client that hangs up is no fault of the test."""
+
+        self.server = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/keys"
 
 

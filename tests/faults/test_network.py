@@ -7,9 +7,11 @@ from typing import get_args
 
 import pytest
 
+from service.writing.lane import NOTHING_WRITTEN
 from tests.faults.outage import assert_recovers, interrupt_database, under_load
 from tests.faults.proxy import Proxy, Stage, running_proxy
 from tests.faults.server import Server
+from tests.http.requests import assert_accepted, assert_problem, post
 from tests.processes import ServiceProcess, running_service, wait_until
 
 STALL_SECONDS = 1
@@ -22,9 +24,11 @@ def proxy(server: Server) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def service(proxy: Proxy, tmp_path: Path) -> Iterator[ServiceProcess]:
+def service(request: pytest.FixtureRequest, proxy: Proxy, tmp_path: Path) -> Iterator[ServiceProcess]:
+    """The parameter is WRITE_WAIT_MS_MAX."""
     url = f"postgresql://postgres@127.0.0.1:{proxy.port}/postgres"
-    with running_service(tmp_path / "service", DATABASE_URL=url) as started:
+    limit = getattr(request, "param", "5000")
+    with running_service(tmp_path / "service", DATABASE_URL=url, WRITE_WAIT_MS_MAX=limit) as started:
         yield started
 
 
@@ -92,3 +96,19 @@ def test_requests_are_slow_but_succeed_over_a_slow_connection(
         assert_recovers(record)
         assert min(call.ended - call.began for call in slow) >= 2 * 0.1  # there and back
         assert record.refusals == []
+
+
+@pytest.mark.parametrize("service", ["5000", "200"], indirect=True)
+def test_writes_are_refused_as_unavailable_while_the_first_new_connection_stalls(
+    proxy: Proxy, service: ServiceProcess
+) -> None:
+    assert_accepted(post(service.client, "o"))
+    proxy.stalled = True
+    proxy.cut_all()
+    wait_until(lambda: proxy.stalled_chunks >= 1)  # the lane connects again
+    since = time.monotonic()
+    problem = assert_problem(post(service.client, "o"), 503, "DATABASE_UNAVAILABLE")
+    assert problem["detail"] == NOTHING_WRITTEN
+    assert time.monotonic() - since < 3
+    proxy.stalled = False
+    wait_until(lambda: post(service.client, "o").status_code == 200)

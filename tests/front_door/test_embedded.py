@@ -8,17 +8,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import psutil
+import psycopg
 import pytest
 
 from service import ROOT
-from service.database import embedded, schema
-from service.database.embedded import alive, find
+from service.database import embedded, log_file, schema
+from service.database.postmaster import alive, find
+from tests.databases import query
 from tests.http.requests import assert_accepted, assert_problem, listed, post
 from tests.processes import ServiceProcess, clean_environment, running_service, wait_until
 
@@ -35,6 +39,16 @@ def checkout(tmp_path: Path) -> Iterator[Path]:
     services = [process for process in psutil.process_iter(["cwd"]) if process.info["cwd"] == str(folder)]
     for process in services + postmasters(folder):
         process.kill()
+
+
+@pytest.fixture
+def data() -> Iterator[Path]:
+    """A data folder with an initialised database, which no server runs."""
+    folder = Path(tempfile.mkdtemp(prefix="appointments-tests-", dir="/tmp"))
+    with embedded.running(folder):
+        pass
+    yield folder
+    shutil.rmtree(folder)
 
 
 def postmasters(checkout: Path) -> list[psutil.Process]:
@@ -97,6 +111,98 @@ def test_killed_database_recovers_although_its_pid_belongs_to_another_process(ch
     again = serve(checkout)
     assert len(listed(again.client, "o")) == 1
     assert again.stop() == 0
+
+
+def processes_in(checkout: Path) -> list[psutil.Process]:
+    return [process for process in psutil.process_iter(["cwd"]) if process.info["cwd"] == str(checkout)]
+
+
+def has_lock_open(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return any(file.path.endswith("/.data/lock") for file in process.open_files())
+    return False
+
+
+def serve_meanwhile(checkout: Path, then: Callable[[], None]) -> ServiceProcess:
+    """Another `serve`; `then` is called once it has begun to look at the data folder."""
+    before = processes_in(checkout)
+    with ThreadPoolExecutor(1) as threads:
+        starting = threads.submit(serve, checkout)
+        wait_until(lambda: any(map(has_lock_open, set(processes_in(checkout)) - set(before))))
+        then()
+        return starting.result()
+
+
+def is_stopping(checkout: Path) -> bool:
+    return "stopping" in (checkout / ".data" / "postgres" / "postmaster.pid").read_text()
+
+
+@pytest.mark.parametrize("fault", ["none", "the service is killed", "the service and the postmaster are killed"])
+def test_server_in_the_middle_of_its_shutdown_is_waited_for(checkout: Path, fault: str) -> None:
+    service = serve(checkout)
+    assert_accepted(post(service.client, "o"))
+    service.client.close()
+    [postmaster] = postmasters(checkout)
+    [checkpointer] = [child for child in postmaster.children() if "checkpointer" in " ".join(child.cmdline())]
+    checkpointer.suspend()
+    service.process.send_signal(signal.SIGINT)
+    wait_until(lambda: is_stopping(checkout))
+    if fault != "none":
+        service.kill()
+    if fault == "the service and the postmaster are killed":
+        postmaster.kill()
+    again = serve_meanwhile(checkout, checkpointer.resume)
+    service.process.wait(30)
+    assert not alive(postmaster)
+    assert [row["externalId"] for row in listed(again.client, "o")] == ["a-1"]
+    assert again.stop() == 0
+    assert postmasters(checkout) == []
+
+
+def test_server_that_waits_for_its_clients_to_leave_is_replaced(checkout: Path) -> None:
+    service = serve(checkout)
+    assert_accepted(post(service.client, "o"))
+    [postmaster] = postmasters(checkout)
+    with psycopg.connect(service.wait_for_event("started")["settings"]["database_url"]):
+        service.kill()
+        postmaster.terminate()
+        wait_until(lambda: is_stopping(checkout))
+        again = serve(checkout)
+    assert not alive(postmaster)
+    assert [row["externalId"] for row in listed(again.client, "o")] == ["a-1"]
+    assert again.stop() == 0
+
+
+@pytest.mark.parametrize(
+    "left", ["", "{dead}", "{other}", "{other}\n/data\n17", "word\n", "-1\n", "0\n", "99999999999999\n", "\xff\xfe"]
+)
+def test_pid_file_that_tells_nothing_does_not_prevent_a_start(data: Path, left: str) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    file = data / "postgres" / "postmaster.pid"
+    file.write_text(left.format(dead=ended.pid, other=os.getpid()), encoding="latin-1")
+    with embedded.running(data) as url:
+        assert query(url, "select 1") == [(1,)]
+    assert not file.exists()
+
+
+def test_log_of_the_server_is_kept_small_while_it_runs(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_file, "LOG_BYTES_MAX", 50_000)
+    monkeypatch.setattr(log_file, "CHECK_SECONDS", 0.01)
+    log = data / "postgres.log"
+    log.write_text("old\n" * 100_000)
+    with embedded.running(data) as url:
+        assert log.stat().st_size < 50_000  # a server's first lines only
+        log.with_name("postgres.log.1").unlink()
+
+        def rotates() -> bool:
+            query(url, f"do $$ begin raise warning '{'x' * 5000}'; end $$")
+            return log.with_name("postgres.log.1").exists()
+
+        wait_until(rotates)
+        query(url, "do $$ begin raise warning 'the last'; end $$")
+        assert "the last" in log.read_text() + log.with_name("postgres.log.1").read_text()
+        assert sum(file.stat().st_size for file in data.glob("postgres.log*")) < 3 * 50_000
 
 
 def test_second_serve_fails_with_one_line_that_names_the_running_process(checkout: Path) -> None:

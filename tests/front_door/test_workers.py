@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+from datetime import datetime, timedelta
 from pathlib import Path
 from tempfile import gettempdir
 
@@ -80,3 +81,71 @@ def test_workers_end_with_their_killed_parent_and_the_next_start_removes_its_met
     with running_service(tmp_path, DATABASE_URL=database_url, WORKERS="2") as again:
         assert_accepted(post(again.client, "o"))
         assert not metrics_directory.exists()
+
+
+def workers_of(service: ServiceProcess) -> list[psutil.Process]:
+    """The newest one last."""
+    workers = [
+        process
+        for process in psutil.process_iter(["ppid", "cmdline"])
+        if process.info["ppid"] == service.process.pid and "spawn_main" in " ".join(process.info["cmdline"] or [])
+    ]
+    return sorted(workers, key=lambda worker: worker.create_time())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_worker_that_hangs_is_killed_after_the_grace_time(
+    database_url: str, tmp_path: Path, number: signal.Signals
+) -> None:
+    limits = {"SHUTDOWN_DRAIN_MS": "100", "SHUTDOWN_GRACE_MS": "1000"}
+    with running_service(tmp_path, DATABASE_URL=database_url, WORKERS="2", **limits) as service:
+        hanging, healthy = map(psutil.Process, started_workers(service, 2))
+        hanging.suspend()
+        service.process.send_signal(number)
+        assert service.process.wait(10) == 1
+        assert not hanging.is_running()
+        assert not healthy.is_running()
+        [line] = [line for line in service.log_file.read_text().splitlines() if line.startswith("error: ")]
+        assert line == "error: Workers killed, since they did not end within 3 seconds: 1."
+
+
+def test_worker_that_dies_during_a_shutdown_is_not_replaced(database_url: str, tmp_path: Path) -> None:
+    with running_service(tmp_path, DATABASE_URL=database_url, WORKERS="2", SHUTDOWN_DRAIN_MS="60000") as service:
+        victim, _ = map(psutil.Process, started_workers(service, 2))
+        service.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: [event["event"] for event in service.events()].count("shutdown begun") == 2)
+        victim.kill()
+        wait_until(lambda: not victim.is_running())
+        service.process.send_signal(signal.SIGINT)
+        assert service.process.wait(30) == 0
+        started_workers(service, 2)
+
+
+def test_workers_that_die_at_each_start_are_replaced_more_and_more_slowly(database_url: str, tmp_path: Path) -> None:
+    with running_service(tmp_path, DATABASE_URL=database_url, WORKERS="2") as service:
+        started_workers(service, 2)
+
+        def replacements() -> list[datetime]:
+            events = [event for event in service.events() if event["event"] == "worker died"]
+            return [datetime.fromisoformat(event["timestamp"]) for event in events]
+
+        for count in range(1, 5):
+            workers_of(service)[-1].kill()
+            wait_until(lambda count=count: len(replacements()) == count)  # type: ignore[misc]
+        first, second, third, fourth = replacements()
+        assert third - second > second - first
+        assert fourth - third > timedelta(seconds=3)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_workers_that_are_stopped_while_they_start_end_in_silence(
+    database_url: str, tmp_path: Path, number: signal.Signals
+) -> None:
+    with running_service(tmp_path, DATABASE_URL=database_url, WORKERS="2", SHUTDOWN_DRAIN_MS="0") as service:
+        started_workers(service, 2)
+        [*_, victim] = workers_of(service)
+        victim.kill()
+        wait_until(lambda: victim not in workers_of(service) and len(workers_of(service)) == 2)
+        service.process.send_signal(number)
+        assert service.process.wait(10) == 0
+        assert "Traceback" not in service.log_file.read_text()

@@ -9,6 +9,7 @@ from service.contract.instants import parse_instant
 from service.contract.parameters import WAIT_SECONDS_MAX
 
 VALID_WAITS = {str(seconds) for seconds in range(1, WAIT_SECONDS_MAX + 1)}
+CURSORS = ("cursor", "after")
 FAR_FUTURE = "9999-01-01"
 ORDERED_PAIRS = (("start", "end"), ("createdAt", "updatedAt"), ("from", "to"))
 INSTANTS = {"at", "asOf", *(name for pair in ORDERED_PAIRS for name in pair)}
@@ -24,7 +25,7 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:  # noqa: ARG001 -
     if isinstance(case.body, dict):
         case.body = in_order(case.body)
     if isinstance(case.query, dict):
-        case.query = in_order({name: value for name, value in case.query.items() if name != "cursor"})
+        case.query = in_order({name: value for name, value in case.query.items() if name not in CURSORS})
 
 
 def with_short_wait(query: dict[str, Any]) -> dict[str, Any]:

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from msgspec.structs import asdict
 
 from service.contract import parameters
-from service.contract.body import BYTE_ORDER_MARK, Appointment, decode_appointment, decode_at_once, decode_each
+from service.contract.body import WHITE_SPACE, Appointment, decode_appointment, decode_at_once, decode_each
 from service.contract.cursors import ListPlace, VersionPlace, encode, parse_list_cursor, parse_version_cursor
 from service.contract.fields import LENGTH_MAX, Instant
 from service.contract.instants import parse_instant
+from service.contract.items import scan_array, split_array
 from service.contract.parameters import Parameters, read_query
 from service.problems import ProblemError
 from tests.http.requests import payload
@@ -49,8 +50,8 @@ BODIES = st.binary() | st.builds(spliced, ENCODED, st.lists(SPLICES, max_size=3)
 
 
 def is_json(body: bytes) -> bool:
-    """Whether Python's own decoder accepts it. That one is too lenient towards NaN and Infinity, lone surrogates and
-    byte order marks."""
+    """Whether Python's own decoder accepts it. That one is too lenient towards NaN and Infinity, and lone
+    surrogates."""
 
     def refuse(constant: str) -> None:
         raise ValueError(constant)
@@ -60,7 +61,7 @@ def is_json(body: bytes) -> bool:
         json.dumps(decoded, ensure_ascii=False).encode()  # no lone surrogates
     except (ValueError, RecursionError):
         return False
-    return BYTE_ORDER_MARK not in body
+    return True
 
 
 @fuzzed
@@ -88,6 +89,49 @@ def test_the_fast_and_the_field_by_field_decoder_agree(body: bytes) -> None:
             decode_each(body)
     else:
         assert decode_each(body) == values
+
+
+# Texts that are nearly JSON, with the characters on which the bounds of items depend.
+FRAGMENTS = st.sampled_from(
+    ['"', '"a"', "\\", "[", "]", "{", "}", ",", ":", " ", "\n", "1", "tru", "\ufeff", "{}", "\x00"]
+)
+STRUCTURES = st.lists(FRAGMENTS, max_size=12).map("".join).map(str.encode)
+ITEMS = ENCODED | STRUCTURES | st.builds(spliced, ENCODED, st.lists(SPLICES, max_size=1))
+SEPARATORS = st.sampled_from([b",", b" ,", b",\r\n", b"\t, "])
+ARRAYS = st.builds(
+    lambda items, separator: b"[" + separator.join(items) + b"]", st.lists(ITEMS, max_size=4), SEPARATORS
+)
+
+
+def items_of(body: bytes) -> list[bytes] | None:
+    try:
+        return split_array(body)
+    except ProblemError as error:
+        assert error.problem.status == 400
+        return None
+
+
+@fuzzed
+@given(ARRAYS | BODIES | st.builds(spliced, ARRAYS, st.lists(SPLICES, max_size=2)))
+def test_the_items_of_an_array_are_json_exactly_if_the_array_is(body: bytes) -> None:
+    """So none is lost or joined to another one, and no malformed array passes for a sound one."""
+    items = items_of(body)
+    if items is None:
+        assert not (is_json(body) and isinstance(json.loads(body), list))
+    elif is_json(body):
+        assert [json.loads(item) for item in items] == json.loads(body)
+    else:
+        assert not all(is_json(item) for item in items)
+
+
+@fuzzed
+@given(st.lists(ENCODED.filter(is_json), max_size=4), SEPARATORS)
+def test_both_ways_to_split_an_array_agree(items: list[bytes], separator: bytes) -> None:
+    """The fast way is not open to a malformed array; an item that is none makes no difference to those before it."""
+    stripped = [item.strip(WHITE_SPACE) for item in items]
+    assert split_array(b"[" + separator.join(items) + b"]") == stripped
+    assert list(scan_array(b"[" + separator.join([*items, b"tru"]) + b"]")) == [*stripped, b"tru"]
+    assert split_array(b"[" + separator.join([b"tru", *items]) + b"]") == [b"tru", *stripped]
 
 
 @st.composite

@@ -95,7 +95,10 @@ def test_the_rest_of_a_refused_body_times_out(limited: ServiceProcess) -> None:
 
 @pytest.mark.parametrize(
     ("later", "rest", "statuses"),
-    [(b"\0\r\n", b"", [b"200"]), (POST + b"Connection: close\r\nContent-Length: 2\r\n\r\n", b"{}", [b"200", b"400"])],
+    [
+        (b"\0\r\n", b"", [b"200", b"400"]),
+        (POST + b"Connection: close\r\nContent-Length: 2\r\n\r\n", b"{}", [b"200", b"400"]),
+    ],
     ids=["malformed request", "incomplete request"],
 )
 def test_a_pending_answer_is_not_cut_off_by_later_bytes(
@@ -164,14 +167,30 @@ def test_the_size_limit_applies_to_later_requests_of_a_connection(limited: Servi
         assert_refused(read_all(connection), 431, "HEADERS_TOO_LARGE")
 
 
-def test_the_size_limit_applies_to_pipelined_requests(limited: ServiceProcess) -> None:
-    """The refusal has no response of its own if earlier requests are still unanswered: the connection just ends."""
+@pytest.mark.parametrize(
+    ("size", "rest"),
+    [(50_000, b""), (4097, b"\r\n\r\n"), (7000, b"\r\n\r\n"), (4096, b"\r\nConnection: close\r\n\r\n")],
+    ids=["endless", "a little too large", "too large", "too large with its last header"],
+)
+def test_the_size_limit_applies_to_pipelined_requests(limited: ServiceProcess, size: int, rest: bytes) -> None:
+    """Wherever the head begins in the bytes that are read at once, and after the earlier answers."""
     before = refusals(limited, "HEADERS_TOO_LARGE")
-    with limited.connect() as connection:
-        connection.sendall((GET + b"\r\n") * 3 + GET + b"X: " + b"a" * 50_000)
-        answer = read_all(connection)
-    assert STATUS.findall(answer) in ([b"200"] * 3, [b"200"] * 3 + [b"431"])
-    assert refusals(limited, "HEADERS_TOO_LARGE") == before + 1
+    for earlier in (3, 80):  # fewer and more than fit into one head
+        with limited.connect() as connection:
+            head = GET + b"X: "
+            connection.sendall((GET + b"\r\n") * earlier + head + b"a" * (size - len(head) - 4) + rest)
+            answer = read_all(connection)
+        assert STATUS.findall(answer) == [b"200"] * earlier + [b"431"]
+        assert_refused(answer[answer.rindex(b"HTTP/1.1 431") :], 431, "HEADERS_TOO_LARGE")
+    assert refusals(limited, "HEADERS_TOO_LARGE") == before + 2
+
+
+def test_a_pipelined_head_of_exactly_the_size_limit_is_accepted(limited: ServiceProcess) -> None:
+    head = GET + b"Connection: close\r\nX: "
+    for earlier in (3, 80):
+        with limited.connect() as connection:
+            connection.sendall((GET + b"\r\n") * earlier + head + b"a" * (4096 - len(head) - 4) + b"\r\n\r\n")
+            assert STATUS.findall(read_all(connection)) == [b"200"] * (earlier + 1)
 
 
 def test_pipelined_requests_may_together_exceed_the_size_limit_of_a_head(limited: ServiceProcess) -> None:
@@ -221,6 +240,36 @@ def test_a_connection_beyond_the_limit_is_refused_until_another_one_closes(datab
                 return another.recv(65_536).startswith(b"HTTP/1.1 200 ")
 
         wait_until(is_accepted)
+
+
+def test_a_flood_of_connections_leaves_descriptors_to_the_database(database_url: str, tmp_path: Path) -> None:
+    """The clients that are refused never close, and the service may keep no more open files than it asked for."""
+    limits = {"CONNECTIONS_MAX": "40", "LINGER_MS_MAX": "60000"}
+    with running_service(tmp_path, DATABASE_URL=database_url, **limits) as process, ExitStack() as stack:
+        psutil.Process(process.process.pid).rlimit(psutil.RLIMIT_NOFILE, (240, 240))
+        held = [stack.enter_context(process.connect()) for _ in range(39)]
+        for connection in held:
+            connection.sendall(GET + b"\r\n")
+            assert connection.recv(65_536).startswith(b"HTTP/1.1 200 ")
+        flood = [stack.enter_context(process.connect()) for _ in range(400)]
+        wait_until(lambda: refusals(process, "OVERLOADED") == 400)
+        with psycopg.connect(database_url, autocommit=True) as session:  # each statement needs a new connection
+            session.execute(
+                "select pg_terminate_backend(pid) from pg_stat_activity"
+                " where datname = current_database() and pid <> pg_backend_pid()"
+            )
+        wait_until(lambda: process.client.get("/readyz").status_code == 200)
+        assert_accepted(post(process.client, "o"))
+        answers = [read_all(connection) for connection in flood[:20]]
+        for answer in answers:
+            assert_refused(answer, 503, "OVERLOADED")
+        assert read_all(flood[-1]) == b""
+        held[0].close()
+        wait_until(lambda: connections(process) < 40 + 60)
+        with process.connect() as another:
+            another.sendall(GET + b"\r\n")
+            assert another.recv(65_536).startswith(b"HTTP/1.1 200 ")
+        assert [event for event in process.events() if event["level"] in ("error", "critical")] == []
 
 
 def test_incomplete_bodies_share_a_memory_limit(limited: ServiceProcess) -> None:

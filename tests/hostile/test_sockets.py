@@ -18,6 +18,7 @@ HOST = b"Host: x\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
 CLOSE = b"Connection: close\r\n"
 BODY = b'{"id":"a"}'
+UPGRADE = b"Connection: Upgrade\r\nUpgrade: h2c\r\n"
 LENGTH = b"Content-Length: %d\r\n" % len(BODY)
 BYTE_BY_BYTE = b"".join(b"1\r\n%c\r\n" % byte for byte in BODY)
 
@@ -60,6 +61,37 @@ REFUSED = {
     "CONNECT": b"CONNECT other.example:443 HTTP/1.1\r\n" + HOST + b"\r\n",
     "an impossible port": b"GET http://x:99999999/livez HTTP/1.1\r\n" + HOST + b"\r\n",
     "an unterminated IPv6 authority": b"GET http://[::1/livez HTTP/1.1\r\n" + HOST + b"\r\n",
+    "a length without digits": POST + b"Content-Length: \r\n\r\n",
+    "a length with a space inside": POST + b"Content-Length: 1 0\r\n\r\n" + BODY,
+    "a fractional length": POST + b"Content-Length: 10.0\r\n\r\n" + BODY,
+    "a length and an unknown coding": POST + LENGTH + b"Transfer-Encoding: gzip\r\n\r\n" + BODY,
+    "chunked is not on the last line": POST + CHUNKED + b"Transfer-Encoding: gzip\r\n\r\n0\r\n\r\n",
+    "chunked twice": POST + CHUNKED + CHUNKED + b"\r\n0\r\n\r\n",
+    "a coding that only ends in chunked": POST + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+    "an empty coding": POST + b"Transfer-Encoding:\r\n" + CHUNKED + b"\r\n0\r\n\r\n",
+    "an Upgrade with two framings": POST + UPGRADE + CHUNKED + LENGTH + b"\r\n0\r\n\r\n",
+    "an Upgrade with an unknown coding": POST + UPGRADE + b"Transfer-Encoding: gzip\r\n\r\n" + BODY,
+    "no Host": b"GET /livez HTTP/1.1\r\n\r\n",
+    "no Host, but an absolute URI": b"GET http://x/livez HTTP/1.1\r\n\r\n",
+    "no Host, on a route that does not exist": b"DELETE /nothing HTTP/1.1\r\n\r\n",
+    "no Host, and a body": POST.replace(HOST, b"") + LENGTH + b"\r\n" + BODY,
+    "no Host, and an Upgrade": POST.replace(HOST, b"") + UPGRADE + LENGTH + b"\r\n" + BODY,
+    "two Host headers": GET + b"Accept: */*\r\nhost: y\r\n\r\n",
+    "two equal Host headers": GET + HOST + b"\r\n",
+    "two Host headers in HTTP/1.0": b"GET /livez HTTP/1.0\r\n" + HOST + HOST + b"\r\n",
+    "two Host headers, one of them empty": GET + b"Host:\r\n\r\n",
+    "two hosts in one header": GET.replace(b"x\r\n", b"x, y\r\n") + b"\r\n",
+    "two hosts without a space": GET.replace(b"x\r\n", b"x,y\r\n") + b"\r\n",
+    "a space in the host": GET.replace(b"x\r\n", b"x y\r\n") + b"\r\n",
+    "a path in the host": GET.replace(b"x\r\n", b"x/y\r\n") + b"\r\n",
+    "a user in the host": GET.replace(b"x\r\n", b"me@x\r\n") + b"\r\n",
+    "a scheme in the host": GET.replace(b"x\r\n", b"http://x\r\n") + b"\r\n",
+    "a port that is not a number": GET.replace(b"x\r\n", b"x:http\r\n") + b"\r\n",
+    "an unterminated IPv6 host": GET.replace(b"x\r\n", b"[::1\r\n") + b"\r\n",
+    "a non-ASCII host": GET.replace(b"x\r\n", "é\r\n".encode()) + b"\r\n",
+    "an invalid escape in the host": GET.replace(b"x\r\n", b"%zz\r\n") + b"\r\n",
+    "HTTP/2.0 without its preface": b"GET /livez HTTP/2.0\r\n" + HOST + b"\r\n",
+    "HTTP/1.2": b"GET /livez HTTP/1.2\r\n" + HOST + b"\r\n",
 }
 ANSWERED = {
     "an absolute URI": (b"GET http://other.example/livez HTTP/1.1\r\n" + HOST + b"\r\n", b"200"),
@@ -70,7 +102,14 @@ ANSWERED = {
     "path traversal with escapes": (b"GET /api/docs/%2e%2e%2f%2e%2e/Makefile HTTP/1.1\r\n" + HOST + b"\r\n", b"404"),
     "invalid escapes": (b"GET /api/%zz%c3%28 HTTP/1.1\r\n" + HOST + b"\r\n", b"404"),
     "an escaped NUL": (b"GET /api/appointments?org=%00 HTTP/1.1\r\n" + HOST + b"\r\n", b"400"),
-    "two Host headers": (GET + HOST + b"\r\n", b"200"),
+    "an empty host": (GET.replace(b"x\r\n", b"\r\n") + b"\r\n", b"200"),
+    "a host with a port": (GET.replace(b"x\r\n", b"a_b-c.example:3000\r\n") + b"\r\n", b"200"),
+    "a host with an empty port": (GET.replace(b"x\r\n", b"x:\r\n") + b"\r\n", b"200"),
+    "an IPv6 host": (GET.replace(b"x\r\n", b"[::1]:3000\r\n") + b"\r\n", b"200"),
+    "an escaped host": (GET.replace(b"x\r\n", b"%C3%A9\r\n") + b"\r\n", b"200"),
+    "white space around the host": (GET.replace(b"x\r\n", b"\t x \t\r\n") + b"\r\n", b"200"),
+    "HTTP/1.0 without a host": (b"GET /livez HTTP/1.0\r\n\r\n", b"200"),
+    "two codings": (POST + b"Transfer-Encoding: x\r\n" + CHUNKED + b"\r\n2\r\n{}\r\n0\r\n\r\n", b"400"),
     "chunks of one byte": (POST + CHUNKED + b"\r\n" + BYTE_BY_BYTE + b"0\r\n\r\n", b"400"),
     "a chunk with an extension": (POST + CHUNKED + b'\r\n2;a="b"\r\n{}\r\n0\r\n\r\n', b"400"),
     "trailers": (POST + CHUNKED + b"\r\n2\r\n{}\r\n0\r\nContent-Length: 7\r\nX-Request-Id: late\r\n\r\n", b"400"),
@@ -116,20 +155,60 @@ def test_garbage_after_a_request_does_not_withhold_its_answer(service: ServicePr
     with service.connect() as connection:
         connection.sendall(write_of(organisation) + b"\x00garbage\r\n\r\n")
         answer = read_all(connection)
-    assert STATUS.findall(answer)[0] == b"200", answer
+    assert STATUS.findall(answer) == [b"200", b"400"], answer
     assert [row["externalId"] for row in listed(service.client, organisation)] == ["a-1"]
 
 
+@pytest.mark.parametrize(
+    "later",
+    [POST + CHUNKED + b"\r\nxyz\r\n", b"\0\r\n", b"GET /livez HTTP/1.1\r\n\r\n" + GET + b"\r\n"],
+    ids=["body", "head", "host"],
+)
 @pytest.mark.parametrize("writes", [1, 2, 5])
 def test_a_malformed_pipelined_request_is_refused_after_the_earlier_answers(
-    service: ServiceProcess, organisation: str, writes: int
+    service: ServiceProcess, organisation: str, writes: int, later: bytes
 ) -> None:
+    """And nothing behind it is read."""
     with service.connect() as connection:
-        connection.sendall(distinct_writes(organisation, writes) + POST + CHUNKED + b"\r\nxyz\r\n")
+        connection.sendall(distinct_writes(organisation, writes) + later)
         answer = read_all(connection)
     assert STATUS.findall(answer) == [b"200"] * writes + [b"400"], answer
     assert_refused(answer[answer.rindex(b"HTTP/1.1 400") :], 400, "INVALID_HTTP")
     assert len(listed(service.client, organisation)) == writes
+
+
+@pytest.mark.parametrize(
+    "closing",
+    [CLOSE, b"Connection: keep-alive\r\n" + CLOSE, CLOSE + b"Connection: keep-alive\r\n", b"connection: x, CLOSE\r\n"],
+)
+def test_no_request_after_the_last_one_is_processed(service: ServiceProcess, organisation: str, closing: bytes) -> None:
+    with service.connect() as connection:
+        connection.sendall(write_of(organisation, closing) + write_of(organisation, id="late") + b"\0")
+        answer = read_all(connection)
+    assert STATUS.findall(answer) == [b"200"], answer
+    assert b"\r\nconnection: close\r\n" in answer
+    assert [row["externalId"] for row in listed(service.client, organisation)] == ["a-1"]
+
+
+@pytest.mark.parametrize(
+    "expectation", [b"100-continue", b"100-Continue ", b"other, 100-continue", b"other\r\nExpect: 100-continue"]
+)
+def test_the_body_is_asked_for_if_the_client_waits_for_that(
+    service: ServiceProcess, organisation: str, expectation: bytes
+) -> None:
+    head, separator, body = write_of(organisation, CLOSE + b"Expect: " + expectation + b"\r\n").partition(b"\r\n\r\n")
+    with service.connect() as connection:
+        connection.sendall(head + separator)
+        assert connection.recv(65_536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(body)
+        assert STATUS.findall(read_all(connection)) == [b"200"]
+
+
+def test_http_1_0_has_no_interim_answers(service: ServiceProcess, organisation: str) -> None:
+    request = write_of(organisation, b"Expect: 100-continue\r\n").replace(b"HTTP/1.1", b"HTTP/1.0")
+    with service.connect() as connection:
+        connection.sendall(request)
+        assert STATUS.findall(read_all(connection)) == [b"200"]
 
 
 def test_a_request_answered_before_its_body_turns_out_malformed_gets_one_answer(service: ServiceProcess) -> None:

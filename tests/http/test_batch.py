@@ -10,7 +10,8 @@ import httpx
 import psycopg
 import pytest
 
-from service.contract.body import ITEMS_MAX
+from service.contract.body import BYTE_ORDER_MARK
+from service.contract.items import ITEMS_MAX
 from tests.databases import LOCK_ORGANISATION, assert_invariants, query
 from tests.http.requests import assert_problem, listed, payload, post
 from tests.processes import ServiceProcess, running_service
@@ -111,6 +112,7 @@ def test_malformed_lines_are_invalid_items_and_blank_lines_are_skipped(client: h
         b"{",
         good,
         b" \t\r",
+        b"\x0c",
         b'"\xff"',
         b"[]",
         b"\xef\xbb\xbf" + good,
@@ -120,10 +122,79 @@ def test_malformed_lines_are_invalid_items_and_blank_lines_are_skipped(client: h
     ]
     found = results(client.post(URL, content=b"\n".join(lines), headers=LINES))
     assert [result["status"] for result in found] == [
-        "invalid", "ok", "invalid", "invalid", "invalid", "invalid", "ignored-stale", "invalid"
+        "invalid", "ok", *["invalid"] * 5, "ignored-stale", "invalid"
     ]  # fmt: skip
     codes = [result["problem"]["code"] for result in found if "problem" in result]
-    assert codes == ["INVALID_JSON", "INVALID_JSON", "INVALID_REQUEST", *["INVALID_JSON"] * 3]
+    assert codes == [*["INVALID_JSON"] * 3, "INVALID_REQUEST", *["INVALID_JSON"] * 3]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-16-le", "utf-32", "utf-32-be", "utf-8-sig"])
+def test_a_body_in_another_encoding_is_rejected_as_a_whole(
+    client: httpx.Client, organisation: str, encoding: str
+) -> None:
+    content = json.dumps([slot(organisation, "a", 10)]).encode(encoding)
+    problem = assert_problem(client.post(URL, content=content), 400, "INVALID_JSON")
+    assert ("UTF-16" if "utf-8" not in encoding else "begins with a byte order mark") in problem["detail"]
+
+
+def test_a_byte_order_mark_before_lines_belongs_to_the_first_item(client: httpx.Client, organisation: str) -> None:
+    lines = [json.dumps(slot(organisation, name, 10 + hour)).encode() for hour, name in enumerate(("\ufeffa", "b"))]
+    found = results(client.post(URL, content=BYTE_ORDER_MARK + b"\n".join(lines), headers=LINES))
+    assert [result["status"] for result in found] == ["invalid", "ok"]
+    assert "begins with a byte order mark" in found[0]["problem"]["detail"]
+
+
+BAD_ITEMS = [
+    b"tru",
+    b"01",
+    b"1.",
+    b"NaN",
+    b"'a'",
+    b"\xff",
+    b'"\xff"',
+    b'"\\ud800"',
+    b'"\\x"',
+    b'"\t"',
+    b"\xef\xbb\xbf{}",
+    b"\xef\xbb\xbf1",
+    b'{"id": tru}',
+    b'{"id": 1,}',
+    b'{"id" 1}',
+    b'{"id": }',
+    b'{"id": "a" "b"}',
+    b"{id: 1}",
+    b"{'id': 1}",
+    b'{"x": "\\ud800, ]"}',
+    b'{"x": "\\q\\"}, {"}',
+    b'{"x": "\xff}, {\xed\xa0\x80"}',
+    b'{"\\udc00": 1}',
+    b'{"id": "the "big" one"}',
+    b'{"id": [1}}',
+    b"[1, 2,, 3]",
+    b"[" * 9999 + b"]" * 9999,
+]
+
+
+@pytest.mark.parametrize("bad", BAD_ITEMS, ids=lambda bad: repr(bad[:30]))
+@pytest.mark.parametrize("as_lines", [False, True])
+def test_an_item_that_is_not_json_does_not_affect_the_others(
+    client: httpx.Client, organisation: str, bad: bytes, as_lines: bool
+) -> None:
+    first, last = (json.dumps(slot(organisation, "],[", hour, day=hour)).encode() for hour in (10, 11))
+    items = [first, bad, b"5", last]
+    content = b"\r\n".join(items) if as_lines else b" [" + b" ,\n".join(items) + b"\r\n]\n"
+    found = results(client.post(URL, content=content, headers=LINES if as_lines else {}))
+    assert [result["status"] for result in found] == ["ok", "invalid", "invalid", "ok"]
+    single = client.post("/api/appointments", content=bad)
+    assert_problem(single, 400, "INVALID_JSON")
+    assert found[1]["problem"] == single.json()
+    assert listed(client, organisation)[0]["version"] == 2
+
+
+@pytest.mark.parametrize("bad", BAD_ITEMS, ids=lambda bad: repr(bad[:30]))
+def test_a_bad_item_may_be_the_only_one(client: httpx.Client, bad: bytes) -> None:
+    [result] = results(client.post(URL, content=b"[" + bad + b"]"))
+    assert (result["status"], result["problem"]["code"]) == ("invalid", "INVALID_JSON")
 
 
 @pytest.mark.parametrize(("content", "headers"), [(b"[]", {}), (b" [ ] ", {}), (b"", LINES), (b"\n \n", LINES)])
@@ -137,12 +208,26 @@ def test_an_empty_batch_is_accepted(client: httpx.Client, content: bytes, header
         (b"", 400, "INVALID_JSON", None),
         (b"[", 400, "INVALID_JSON", None),
         (b"[1,]", 400, "INVALID_JSON", None),
-        (b"[\xff]", 400, "INVALID_JSON", None),
-        (b"\xef\xbb\xbf[]", 400, "INVALID_JSON", None),
+        (b"[,1]", 400, "INVALID_JSON", None),
+        (b"[1,,2]", 400, "INVALID_JSON", None),
+        (b"[1 2]", 400, "INVALID_JSON", None),
+        (b"[{} {}]", 400, "INVALID_JSON", None),
+        (b'["a" "b"]', 400, "INVALID_JSON", None),
+        (b"[1}", 400, "INVALID_JSON", None),
+        (b"[tru}", 400, "INVALID_JSON", None),
+        (b"[{}}, {}]", 400, "INVALID_JSON", None),
+        (b"[{, {}]", 400, "INVALID_JSON", None),
+        (b'[{"id": "a}, {}]', 400, "INVALID_JSON", None),
+        (b'[{"id": "2""}, {"id": "3""}]', 400, "INVALID_JSON", None),
+        (b'[{"id": "2" pipe"}, {"id": "3" pipe"}]', 400, "INVALID_JSON", None),
+        (b"[tru] x", 400, "INVALID_JSON", None),
+        (b"[]\xff", 400, "INVALID_JSON", None),
+        (b'"\xff"', 400, "INVALID_JSON", None),
         (b"[" * 100_000, 400, "INVALID_JSON", None),
         (b"{}", 400, "INVALID_REQUEST", [""]),
         (b"null", 400, "INVALID_REQUEST", [""]),
         (b"[" + b"1," * ITEMS_MAX + b"1]", 413, "PAYLOAD_TOO_LARGE", None),
+        (b"[tru," + b"1," * ITEMS_MAX + b"{", 413, "PAYLOAD_TOO_LARGE", None),
         (b'["' + b"x" * 4_194_304 + b'"]', 413, "PAYLOAD_TOO_LARGE", None),
     ],
 )

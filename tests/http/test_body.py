@@ -45,7 +45,9 @@ def valid_body(org_id: str) -> bytes:
         b'{"\\ud800": 1}',
         b'"\\ud800"',
         b"\xef\xbb\xbf{}",
-        b'{"x": "\xef\xbb\xbf"}',
+        b" \xef\xbb\xbf{}",
+        b"{}\xef\xbb\xbf",
+        b"{\xef\xbb\xbf}",
         b"\xff\xfe{\x00}\x00",
         b"[" * 100_000,
         b'{"x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
@@ -56,6 +58,28 @@ def valid_body(org_id: str) -> bytes:
 )
 def test_malformed_json_is_rejected(client: httpx.Client, body: bytes) -> None:
     assert_problem(client.post("/api/appointments", content=body), 400, "INVALID_JSON")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-16-le", "utf-32", "utf-32-be", "utf-8-sig"])
+def test_the_detail_names_the_encoding_that_is_not_accepted(client: httpx.Client, encoding: str) -> None:
+    content = valid_body("o").decode().encode(encoding)
+    problem = assert_problem(client.post("/api/appointments", content=content), 400, "INVALID_JSON")
+    assert ("UTF-16" if "utf-8" not in encoding else "begins with a byte order mark") in problem["detail"]
+
+
+@pytest.mark.parametrize("escaped", [False, True])
+def test_a_byte_order_mark_in_a_string_is_a_character_like_any_other(
+    client: httpx.Client, organisation: str, escaped: bool
+) -> None:
+    """Also at the beginning of the string, and in members that are ignored."""
+    odd = "\ufeff" + organisation + "\ufeff"
+    content = json.dumps(payload(odd, id=odd) | {"\ufeff": "\ufeff"}, ensure_ascii=escaped).encode()
+    assert_accepted(client.post("/api/appointments", content=content))
+    assert_accepted(client.post("/api/appointments", content=b" " + content), "ignored-stale")
+    [row] = listed(client, odd)
+    assert (row["externalId"], row["orgId"]) == (odd, odd)
+    assert_problem(client.post("/api/appointments", content=content.replace(b'"2020-10-10 10:00"', b"1")),
+                   400, "INVALID_DATE_FORMAT", ["start"])  # fmt: skip
 
 
 @pytest.mark.parametrize("body", [b"[]", b"1", b'"a"', b"null", b"true", b" [{}] ", b"1e400"])
@@ -213,14 +237,29 @@ def test_the_logged_duration_does_not_include_the_lingering_close(service: Servi
     assert event["ms"] < 4_000  # the service waits 5 s for the rest of the body
 
 
-@pytest.mark.parametrize("offer", [b"h2c", b"websocket", b"foo"])
+@pytest.mark.parametrize("offer", [b"h2c", b"websocket", b"foo\r\nUpgrade: bar"])
 @pytest.mark.parametrize("pieces", [1, 2, 60])
-def test_an_upgrade_offer_is_ignored(service: ServiceProcess, organisation: str, offer: bytes, pieces: int) -> None:
+@pytest.mark.parametrize("chunked", [True, False])
+@pytest.mark.parametrize(
+    "connection_lines",
+    [
+        b"Connection: Upgrade, HTTP2-Settings",
+        b"Connection: keep-alive\r\nConnection: Upgrade",
+        b"connection: UPGRADE\r\nConnection: keep-alive",
+        b"Connection: HTTP2-Settings, upgrade , keep-alive\r\nConnection:",
+    ],
+)
+def test_an_upgrade_offer_is_ignored(
+    service: ServiceProcess, organisation: str, connection_lines: bytes, chunked: bool, offer: bytes, pieces: int
+) -> None:
     """The body and pipelined requests after it are still read, however the bytes are split."""
     body = valid_body(organisation)
-    head = b"POST /api/appointments HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+    head = b"POST /api/appointments HTTP/1.1\r\nHost: x\r\n%s\r\n" % connection_lines
     settings = b"Upgrade: %s\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n" % offer
-    first = head + settings + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    if chunked:
+        first = head + settings + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    else:
+        first = head + settings + b"Content-Length: %d\r\n\r\n" % len(body) + body
     last = b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     request = first + first + last
     with service.connect() as connection:

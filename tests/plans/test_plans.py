@@ -60,6 +60,10 @@ LISTING = (
     LIST_LAST_CHANGES,
     LIST_VERSIONS,
 )
+CURSOR = """
+select change_cursor(sequence_number, received_at, appointment_id) from appointment_versions
+where org_id = 'large' and sequence_number = %s
+"""
 NOW = "2999-01-01Z"
 INSIDE, BETWEEN, BEFORE_ALL = "2003-01-01 00:10Z", "2003-01-01 00:25Z", "1999-01-01Z"
 
@@ -194,7 +198,8 @@ def test_versions_are_read_in_index_order_without_a_sort(session: psycopg.Connec
 
 def test_changes_are_read_in_index_order_without_a_sort(session: psycopg.Connection[Any]) -> None:
     for after in ("0", "50000", "90000"):
-        found = plan(session, LIST_CHANGES, "large", after, "10")
+        [cursor] = session.execute(CURSOR, [after]).fetchone() or ["0"]
+        found = plan(session, LIST_CHANGES, "large", after, cursor, "10")
         assert found[0]["Actual Rows"] == 10
         assert_reads_at_most(found, rows_max=10, pages_max=20)
         assert "Sort" not in {node["Node Type"] for node in found}

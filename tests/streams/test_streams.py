@@ -1,6 +1,10 @@
 """Long lists and slow or disconnecting readers: a response is complete, or its connection is cut."""
 
+import asyncio
+import socket
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -8,6 +12,7 @@ import httpx
 import psutil
 import pytest
 
+from service.reading.stream_places import GRACE_SECONDS, StreamPlaces
 from tests.databases import new_database, query
 from tests.http.requests import assert_problem
 from tests.processes import ServiceProcess, running_service, wait_until
@@ -16,12 +21,18 @@ ROWS = 150_000  # far more than fits into the buffers of a connection
 FILL = f"""
 insert into appointments
     (org_id, external_id, during, payload_created_at, payload_updated_at, received_at, version)
-select 'long', n, tstzrange(start, start + interval '1 hour'), start, start, start, 1
-from (select n, timestamptz '2000-01-01Z' + n * interval '1 hour' as start from generate_series(1, {ROWS}) as n) as s
+select org, n, tstzrange(start, start + interval '1 hour'), start, start, start, 1
+from
+    (select n, timestamptz '2000-01-01Z' + n * interval '1 hour' as start from generate_series(1, {ROWS}) as n) as s,
+    (values ('long', {ROWS}), ('other', 5000)) as organisations (org, rows)
+where n <= rows
 """
 STREAMING = "select count(*) from pg_stat_activity where datname = current_database() and state like 'idle in %'"
 URL = "/api/appointments?org=long"
+OTHER = URL.replace("long", "other")
 GROWTH_MB_MAX = 32
+LAST_CHUNK = b"\r\n0\r\n\r\n"
+DEFAULTS = {"STREAM_CONNECTIONS_MAX": "4", "POOL_WAIT_MS_MAX": "2000"}
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +55,23 @@ def process(request: pytest.FixtureRequest, database_url: str, tmp_path: Path) -
     limits = {"STREAM_CONNECTIONS_MAX": "1", "POOL_WAIT_MS_MAX": "200"} | getattr(request, "param", {})
     with running_service(tmp_path, DATABASE_URL=database_url, **limits) as started:
         yield started
+
+
+def connect(process: ServiceProcess, *headers: bytes, method: bytes = b"GET") -> socket.socket:
+    """Asks for the whole list as a client of HTTP/1.0."""
+    connection = process.connect()
+    lines = [b"%s %s HTTP/1.0" % (method, URL.encode()), *headers, b"", b""]
+    connection.sendall(b"\r\n".join(lines))
+    return connection
+
+
+def read_to_the_end(connection: socket.socket) -> tuple[bytes, bytes]:
+    """The head and what follows it. Raises ConnectionResetError."""
+    with connection:
+        head, _, body = b"".join(iter(lambda: connection.recv(1_000_000), b"")).partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in head.lower()
+    assert b"\r\nconnection: close" in head
+    return head, body
 
 
 def wait_until_no_stream_is_open(url: str) -> None:
@@ -73,6 +101,43 @@ def test_a_slow_reader_is_cut_off_and_its_database_connection_released(process: 
     assert process.client.get(URL + "&limit=1000").status_code == 200
 
 
+@pytest.mark.parametrize("headers", [[], [b"Connection: keep-alive"], [b"Host: x", b"Accept: application/x-ndjson"]])
+def test_http_1_0_gets_a_list_without_chunks(process: ServiceProcess, headers: list[bytes]) -> None:
+    accept = {"Accept": "application/x-ndjson"} if len(headers) == 2 else {}
+    expected = process.client.get(URL, headers=accept).content
+    head, body = read_to_the_end(connect(process, *headers))
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert body == expected
+
+
+def test_http_1_0_gets_no_body_where_there_is_none(process: ServiceProcess) -> None:
+    head, body = read_to_the_end(connect(process, method=b"HEAD"))
+    assert (head.split()[1], body) == (b"200", b"")
+    tag = process.client.get(URL + "&limit=1").headers["etag"]
+    head, body = read_to_the_end(connect(process, b"If-None-Match: " + tag.encode()))
+    assert (head.split()[1], body) == (b"304", b"")
+
+
+@pytest.mark.parametrize("process", [{"STREAM_MS_MAX": "300"}, {"BUFFER_BYTES_MAX": "1"}], indirect=True)
+@pytest.mark.parametrize("more", [b"", b"\0 more bytes, for which the service would linger"])
+def test_http_1_0_can_tell_a_list_that_was_cut(process: ServiceProcess, more: bytes) -> None:
+    """By a reset, since the end of the connection is the end of a complete list."""
+    connection = connect(process)
+    connection.sendall(more)
+    port, sockets = connection.getsockname()[1], psutil.Process(process.process.pid).net_connections
+    wait_until(lambda: all(each.raddr.port != port for each in sockets("tcp") if each.raddr))
+    with pytest.raises(ConnectionResetError):
+        read_to_the_end(connection)
+
+
+def test_http_1_0_can_tell_a_list_that_was_cut_by_a_kill(process: ServiceProcess) -> None:
+    connection = connect(process)
+    assert connection.recv(1) == b"H"
+    process.kill()
+    with pytest.raises(ConnectionResetError):
+        read_to_the_end(connection)
+
+
 def test_streams_beyond_the_limit_are_refused_and_short_lists_are_not(process: ServiceProcess) -> None:
     with process.client.stream("GET", URL):
         assert_problem(process.client.get(URL), 503, "OVERLOADED")
@@ -94,3 +159,92 @@ def test_a_list_whose_database_connection_breaks_is_cut(process: ServiceProcess)
         with pytest.raises(httpx.RemoteProtocolError, match="incomplete"):
             response.read()
     wait_until(lambda: process.client.get(URL).status_code == 200)
+
+
+def slow_readers(process: ServiceProcess, count: int, path: str) -> list[socket.socket]:
+    """Connections whose answers are not read. Returns once all places but the last are taken."""
+    readers = [process.connect() for _ in range(count)]
+    for reader in readers:
+        reader.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    wait_until(lambda: query(process.database_url, STREAMING) == [(count - 1,)])
+    return readers
+
+
+def read_chunks(reader: socket.socket) -> bytes:
+    data = bytearray()
+    with reader:
+        while piece := reader.recv(1_000_000):
+            data += piece
+            if data.endswith(LAST_CHUNK):
+                break
+    return bytes(data)
+
+
+@pytest.mark.parametrize("process", [DEFAULTS], indirect=True)
+@pytest.mark.parametrize("path", [URL, "/api/appointments.ics?org=long"])
+def test_slow_readers_of_one_organisation_do_not_delay_another(process: ServiceProcess, path: str) -> None:
+    readers = slow_readers(process, 4, path)
+    found = process.client.get(OTHER)
+    assert (found.status_code, len(found.json())) == (200, 5000)
+    for reader in readers:
+        reader.close()
+    wait_until_no_stream_is_open(process.database_url)
+
+
+@pytest.mark.parametrize("process", [DEFAULTS], indirect=True)
+def test_slow_readers_are_cut_while_others_wait(process: ServiceProcess) -> None:
+    readers = slow_readers(process, 4, URL)
+    found = process.client.get(URL)
+    assert (found.status_code, len(found.json())) == (200, ROWS)
+    process.wait_for_event("list cut: others were waiting")
+    complete = [read_chunks(reader).endswith(LAST_CHUNK) for reader in readers]
+    assert complete.count(False) in (1, 2)  # for `found`, and for the last of the slow readers
+    wait_until_no_stream_is_open(process.database_url)
+
+
+@pytest.mark.parametrize("process", [DEFAULTS | {"STREAM_CONNECTIONS_MAX": "1"}], indirect=True)
+def test_reader_that_keeps_reading_is_not_cut_while_others_wait(process: ServiceProcess) -> None:
+    """It takes longer than a reader may pause."""
+    with ThreadPoolExecutor(1) as threads, process.client.stream("GET", URL) as response:
+        chunks = response.iter_bytes(1_000_000)
+        size = len(next(chunks))
+        waiting = threads.submit(httpx.get, process.url + OTHER, timeout=60)
+        began = time.monotonic()
+        for chunk in chunks:
+            size += len(chunk)
+            if time.monotonic() - began < 2 * GRACE_SECONDS:
+                time.sleep(0.3)  # a reader with a limited rate; not a wait
+        assert size > 200 * ROWS
+        assert waiting.result().status_code in (200, 503)
+    assert [event for event in process.events() if event["event"].startswith("list cut")] == []
+
+
+async def test_freed_place_goes_to_the_waiting_organisation_with_the_fewest_streams() -> None:
+    places = StreamPlaces(2)
+    order: list[str] = []
+
+    async def read(organisation: str) -> None:
+        async with places.place(organisation):
+            order.append(organisation)
+
+    async with asyncio.TaskGroup() as group, places.place("a"):
+        async with places.place("b"):
+            for organisation in ("a", "c"):
+                group.create_task(read(organisation))
+            await asyncio.sleep(0)
+            assert order == []
+        while not order:
+            await asyncio.sleep(0)
+        assert order == ["c"]
+    assert order == ["c", "a"]
+
+
+async def test_request_that_stops_waiting_leaves_its_place_to_others() -> None:
+    places = StreamPlaces(1)
+    async with places.place("a"):
+        waiting = asyncio.create_task(places.place("b").__aenter__())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait({waiting})
+    async with asyncio.timeout(1), places.place("c"):
+        pass

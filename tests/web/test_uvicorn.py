@@ -1,4 +1,4 @@
-"""service/web/connection.py rests on uvicorn's internals; an upgrade that changes them fails here."""
+"""Some modules of service/web rest on uvicorn's internals; an upgrade that changes them fails here."""
 
 import ast
 import inspect
@@ -13,10 +13,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from service import ROOT
-from service.web.connection import Connection
+from service.web.load_shedding import SheddingConnection
 
-SOURCE = (ROOT / "service" / "web" / "connection.py").read_text(encoding="utf-8")
-CHANGED = "uvicorn {version} has no {name}; adapt service/web/connection.py, the only module that uses it"
+NAMES = ("answering", "close_delimited", "connection", "load_shedding")
+SOURCE = "\n".join((ROOT / "service" / "web" / f"{name}.py").read_text(encoding="utf-8") for name in NAMES)
+CHANGED = f"uvicorn {{version}} has no {{name}}; adapt {', '.join(NAMES)} in service/web, which use it"
 
 
 def attributes_of(kind: type) -> set[str]:
@@ -38,13 +39,12 @@ def used(path: str) -> Iterator[str]:
 
 
 def own_attributes() -> set[str]:
-    [own] = [node for node in ast.parse(SOURCE).body if isinstance(node, ast.ClassDef)]
     assigned = {
         node.attr
-        for node in ast.walk(own)
+        for node in ast.walk(ast.parse(SOURCE))
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self"
     }
-    return (assigned | set(vars(Connection))) - attributes_of(HttpToolsProtocol)
+    return (assigned | set(dir(SheddingConnection))) - attributes_of(HttpToolsProtocol)
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,7 @@ def own_attributes() -> set[str]:
         ("self", HttpToolsProtocol),
         ("super()", HttpToolsProtocol),
         ("self.cycle", RequestResponseCycle),
+        ("cycle", RequestResponseCycle),
         ("self.flow", FlowControl),
         ("self.server_state", ServerState),
     ],
@@ -65,9 +66,18 @@ def test_every_attribute_that_the_connection_uses_exists_in_uvicorn(path: str, k
 
 
 @pytest.mark.parametrize(
-    "method", ["on_message_begin", "on_headers_complete", "on_body", "on_message_complete", "on_response_complete"]
+    "method",
+    [
+        "on_message_begin",
+        "on_header",
+        "on_headers_complete",
+        "on_body",
+        "on_message_complete",
+        "on_response_complete",
+        "_should_upgrade",
+    ],
 )
-def test_the_parser_callbacks_that_are_overridden_exist_in_uvicorn(method: str) -> None:
+def test_the_methods_that_are_overridden_exist_in_uvicorn(method: str) -> None:
     assert hasattr(HttpToolsProtocol, method), CHANGED.format(version=uvicorn.__version__, name=method)
 
 
@@ -79,6 +89,12 @@ def test_a_pipelined_request_is_a_pair_of_cycle_and_application() -> None:
     source = inspect.getsource(HttpToolsProtocol.on_headers_complete)
     assert "self.pipeline.appendleft((self.cycle, app))" in source
     assert list(inspect.signature(HttpToolsProtocol._start_asgi_task).parameters) == ["self", "cycle", "app"]
+
+
+def test_an_answer_is_framed_in_chunks_unless_the_cycle_says_otherwise() -> None:
+    source = inspect.getsource(RequestResponseCycle.send)
+    assert "if self.chunked_encoding is None and" in source
+    assert "self.expected_content_length -= num_bytes" in source
 
 
 def test_the_server_handles_signals_and_exit_as_the_subclass_expects() -> None:

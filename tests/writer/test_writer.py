@@ -34,6 +34,11 @@ FAIL_ON_A_7 = """
     create trigger fail before insert on appointments for each row when (new.external_id = 'a-7')
     execute function fail()"""
 
+FULL_DISK = """
+    create function full_disk() returns trigger language plpgsql as $$
+        begin raise exception 'could not extend file' using errcode = 'disk_full'; end $$;
+    create trigger full_disk before insert on appointments for each row execute function full_disk()"""
+
 
 def appointment(number: int, org_id: str = "o") -> Appointment:
     """An appointment in the hour of that number; different numbers do not overlap."""
@@ -307,6 +312,54 @@ async def test_writes_are_refused_while_the_database_is_unavailable_and_accepted
                 await asyncio.sleep(0.05)
         assert first == ["ok"]
         assert await outcomes(write_concurrently(writer, appointment(1))) == ["stale"]
+
+
+async def writes_until_refused(writer: Writer, count: int) -> list[str]:
+    """The outcomes of 10 clients at once, each of which pauses after a refusal, until there are `count` refusals."""
+    found: list[str] = []
+
+    async def client(number: int) -> None:
+        while len(found) - found.count("ok") < count:
+            [outcome] = await outcomes(write_concurrently(writer, appointment(number, f"o-{number}")))
+            found.append("ok" if outcome == "stale" else outcome)
+            await asyncio.sleep(0.01)
+
+    await asyncio.gather(*map(client, range(10)))
+    return [outcome for outcome in found if outcome != "ok"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "cure"),
+    [
+        ("alter database {} set default_transaction_read_only = on", "alter database {} reset all"),
+        ("alter table appointments rename to gone", "alter table gone rename to appointments"),
+        (FULL_DISK, "drop trigger full_disk on appointments"),
+    ],
+    ids=["read-only", "missing table", "full disk"],
+)
+async def test_lane_backs_off_while_its_statement_fails_on_a_sound_connection(
+    database_url: str, fault: str, cure: str
+) -> None:
+    name = urlsplit(database_url).path.removeprefix("/")
+    async with open_writer(Settings(database_url=database_url)) as writer:
+        assert (await writer.write_in_order([appointment(0)]))[0] == Verdict("ok")
+        query(database_url, fault.format(name))
+        query(database_url, TERMINATE_OTHER_SESSIONS)
+        before = batches()[0]
+        refusals = await writes_until_refused(writer, 1000)
+        assert set(refusals) == {"DATABASE_UNAVAILABLE"}
+        assert batches()[0] - before < 20
+        [in_order] = await writer.write_in_order([appointment(1)])
+        assert isinstance(in_order, ProblemError)
+        assert in_order.problem.code == "DATABASE_UNAVAILABLE"
+        query(database_url, f"begin read write; {cure.format(name)}; commit")
+        async with asyncio.timeout(2):
+            while await outcomes(write_concurrently(writer, appointment(2))) == ["DATABASE_UNAVAILABLE"]:
+                await asyncio.sleep(0.01)
+            while isinstance((await writer.write_in_order([appointment(1)]))[0], ProblemError):
+                await asyncio.sleep(0.01)
+        assert await outcomes(write_concurrently(writer, appointment(1), appointment(3))) == ["stale", "ok"]
+    assert_invariants(database_url)
 
 
 async def test_two_writers_share_hot_organisations_without_starvation(database_url: str) -> None:

@@ -1,0 +1,1 @@
+drop function change_cursor(bigint, timestamptz, uuid);
