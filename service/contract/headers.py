@@ -51,14 +51,14 @@ def sends_lines(scope: Scope, *, accepted: bool) -> bool:
 
 
 def prefers_lines(scope: Scope) -> bool:
-    """Whether `Accept` gives NDJSON more weight than JSON, or the same and names it. Source: RFC 9110, section 12.5.1;
-    if neither is acceptable, JSON is sent all the same."""
+    """Whether `Accept` gives NDJSON more weight than JSON, or the same and names only NDJSON; some generated clients
+    name every documented type. If neither is acceptable, JSON is sent. Source: RFC 9110, section 12.5.1."""
     weights = range_weights(header(scope, b"accept") or "")
     json, lines = (
         next((weights[each] for each in (media_type, "application/*", "*/*") if each in weights), 0.0)
         for media_type in (JSON, LINES)
     )
-    return lines > json or (0 < lines == json and LINES in weights)
+    return lines > json or (0 < lines == json and LINES in weights and JSON not in weights)
 
 
 def range_weights(accept: str) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Formats: how the rows of a list become a body."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.types import Scope
@@ -20,8 +20,9 @@ class Format:
     opening: str
     between: str
     closing: str
+    headers: dict[str, str] = field(default_factory=dict)
 
-    async def texts(self, rows: Rows) -> list[str]:
+    def texts(self, rows: Rows) -> list[str]:
         """The last column. A list without appointments has one row, in which it is null."""
         return [row[-1] for row in rows if row[-1] is not None]
 

@@ -15,7 +15,7 @@ from service.database import statements as sql
 from service.database.pool import Database
 from service.logs import note
 from service.problems import ProblemError
-from service.reading.calendar_feed import CalendarFeed
+from service.reading.calendar_feed import calendar_format
 from service.reading.change_poller import ChangePoller
 from service.reading.conditional import not_modified
 from service.reading.formats import ARRAY, PIECES, Format, Rows, accepted_format
@@ -67,7 +67,7 @@ async def changes_after(database: Database, organisation: str, after: ChangeCurs
 
 
 async def changes_answer(changes: Rows, cursor: str, form: Format) -> Response:
-    body = form.body(await form.texts(changes))
+    body = form.body(form.texts(changes))
     if form is ARRAY:
         body = f'{{"changes":{body},"cursor":"{cursor}"}}'
     return Response(body, headers={"X-Changes-Cursor": cursor, "Vary": "Accept"}, media_type=form.media_type)
@@ -86,7 +86,7 @@ async def list_availability(request: Request, grant: Grant) -> Response:
 
 async def calendar(request: Request, grant: Grant) -> Response:
     organisation, _ = decode(request, grant, parameters.CALENDAR)
-    listing = Listing(sql.LIST_CALENDAR, (organisation,), CalendarFeed(organisation), tagged=True)
+    listing = Listing(sql.LIST_CALENDAR, (organisation,), calendar_format(organisation), tagged=True)
     return await not_modified(request, organisation, listing) or await answer(request, listing)
 
 

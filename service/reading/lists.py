@@ -41,7 +41,7 @@ class Listing(NamedTuple):
             return {} if self.form is PIECES else {"Vary": "Accept"}
         last_change = str(rows[0]["last_change"])
         headers = {"ETag": f'W/"{last_change}-{self.form.name}-{VERSION}"', "Vary": "Accept"}
-        return headers | ({"X-Changes-Cursor": last_change} if self.current else {})
+        return headers | self.form.headers | ({"X-Changes-Cursor": last_change} if self.current else {})
 
 
 async def answer(request: Request, listing: Listing, limit: int | None = None) -> Response:
@@ -54,7 +54,7 @@ async def answer(request: Request, listing: Listing, limit: int | None = None) -
         seconds_max = state["settings"].stream_ms_max / 1e3
         return Stream(listing, state["stream_places"], state["stream_database"], seconds_max)
     headers = listing.headers(rows)
-    texts = await listing.form.texts(rows)
+    texts = listing.form.texts(rows)
     if more:
         texts.pop()
         headers["Link"] = next_link(request.scope, cursor_after(texts[-1], listing.place))
@@ -62,9 +62,12 @@ async def answer(request: Request, listing: Listing, limit: int | None = None) -
 
 
 def next_link(scope: Scope, cursor: str) -> str:
-    """The value of `Link` (RFC 8288): the same request, from the cursor on."""
+    """The value of `Link` (RFC 8288): the same request, from the cursor on. It is relative, because a proxy may have
+    stripped a prefix from the path, and starts at the root for clients that resolve it there."""
     kept = [(name, value) for name, value in parse_qsl(scope["query_string"].decode()) if name != "cursor"]
-    return f'<{scope["path"]}?{urlencode([*kept, ("cursor", cursor)])}>; rel="next"'
+    path: str = scope["path"]
+    to_root = "../" * (path.count("/") - 1)
+    return f'<{to_root}{path[1:]}?{urlencode([*kept, ("cursor", cursor)])}>; rel="next"'
 
 
 class Stream(Response):
@@ -99,7 +102,7 @@ class Stream(Response):
         form = self._listing.form
         before = form.opening
         while rows:
-            portion = before + form.between.join(await form.texts(rows))
+            portion = before + form.between.join(form.texts(rows))
             place.sending_since = monotonic()
             yield portion
             place.sending_since = None

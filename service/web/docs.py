@@ -1,4 +1,5 @@
-"""Swagger UI without internet access: the page is ours, its assets come from a package."""
+"""Swagger UI without internet access: the page is ours, its assets come from a package. All its addresses are relative,
+so that it works behind a proxy that strips a prefix."""
 
 import re
 from base64 import b64encode

@@ -31,12 +31,16 @@ BODY_CODES: list[Code] = [
 
 def document() -> Json:
     _, schemas = msgspec.json.schema_components(SCHEMAS, ref_template="#/components/schemas/{name}")
+    for member in (member for schema in schemas.values() for member in schema["properties"].values()):
+        if "enum" in member:
+            member["type"] = "string"  # without a type, generators of clients take it for an object
     paths: Json = {}
     for texts in TEXTS["operations"]:
         paths.setdefault(texts["path"], {})[texts["method"]] = operation(texts)
     return {
         "openapi": "3.1.0",
         "info": {"title": "Appointments", "version": VERSION, "description": TEXTS["description"]},
+        "servers": [{"url": ".."}],  # relative to this document, also behind a proxy that strips a prefix
         "paths": paths,
         "components": {
             "schemas": schemas,
@@ -47,7 +51,7 @@ def document() -> Json:
 
 
 def operation(texts: Json) -> Json:
-    described: Json = {name: texts[name] for name in ("operationId", "summary", "description") if name in texts}
+    described: Json = {name: texts[name] for name in ("operationId", "tags", "summary", "description") if name in texts}
     codes: list[Code] = texts.get("codes", [])
     answer = content(texts, "examples", texts.get("answer"), texts.get("media_type", JSON))
     responses = {"200": {"description": texts["summary"], "headers": headers(200), "content": answer}}
@@ -87,8 +91,12 @@ def content(texts: Json, examples: str, schema: str | None, media_type: str) -> 
 def parameter(name: str, known: Parameters) -> Json:
     required = name in known.required
     described = {"name": name, "in": "query", "description": TEXTS["parameters"][name], "required": required}
-    described["schema"] = msgspec.json.schema(known.types[name])
-    return described if required else described | {"allowEmptyValue": True}  # an empty value counts as missing
+    described["schema"] = schema = msgspec.json.schema(known.types[name])
+    if "anyOf" in schema:  # an organisation: its pattern accepts the empty value, and a query string has no null
+        schema |= schema.pop("anyOf")[0]
+    elif not required:
+        described["allowEmptyValue"] = True  # which counts as missing
+    return described
 
 
 def problem_responses(codes: Sequence[Code]) -> Json:

@@ -33,9 +33,11 @@ def with_short_wait(query: dict[str, Any]) -> dict[str, Any]:
 
 
 def in_order(members: dict[str, Any]) -> dict[str, Any]:
-    ordered = {name: on_existing_day(value) if name in INSTANTS and value else value for name, value in members.items()}
+    """Members that are not read may be anything, also where they have the name of a parameter."""
+    instants = {name for name, value in members.items() if name in INSTANTS and value and isinstance(value, str)}
+    ordered = {name: on_existing_day(value) if name in instants else value for name, value in members.items()}
     for first, second in ORDERED_PAIRS:
-        if ordered.get(first) and ordered.get(second):
+        if {first, second} <= instants:
             ordered[first], ordered[second] = sorted((ordered[first], ordered[second]), key=parse_instant)
             if parse_instant(ordered[first]) == parse_instant(ordered[second]):
                 ordered[second] = FAR_FUTURE

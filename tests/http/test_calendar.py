@@ -1,31 +1,45 @@
-"""GET /api/appointments.ics, parsed by a different iCalendar library than the one that writes it."""
+"""GET /api/appointments.ics, parsed by one iCalendar library, and compared with what another one would have written."""
 
+import json
 import re
-from datetime import UTC, datetime
+import unicodedata
+from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
 import vobject
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from icalendar import Calendar, Event
 
+from service.contract.fields import LENGTH_MAX
 from tests.databases import query
-from tests.http.requests import assert_accepted, assert_problem, listed, post
+from tests.http.requests import assert_accepted, assert_problem, listed, payload, post
 from tests.http.test_lists import FILL_LONG_LIST, LONG_LIST_ROWS
 from tests.processes import ServiceProcess
 
 URL = "/api/appointments.ics"
+JSON = {"Content-Type": "application/json"}
 
 
 def calendar(client: httpx.Client, organisation: str) -> Any:
+    parsed = vobject.readOne(calendar_text(client, organisation))
+    parsed.validate(raiseException=True)
+    return parsed
+
+
+def calendar_text(client: httpx.Client, organisation: str) -> str:
     response = client.get(URL, params={"org": organisation})
     assert response.status_code == 200, response.text
     assert response.headers["content-type"] == "text/calendar; charset=utf-8"
     lines = response.content.split(b"\r\n")
     assert lines[-1] == b""
-    assert all(len(line) <= 75 and not re.search(rb"[\0-\x08\x0a-\x1f\x7f]", line) for line in lines)
-    parsed = vobject.readOne(response.text)
-    parsed.validate(raiseException=True)
-    return parsed
+    for line in lines:
+        assert len(line) <= 75
+        assert not re.search(r"[\0-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]", line.decode())
+    return response.text
 
 
 def events(client: httpx.Client, organisation: str) -> dict[str, Any]:
@@ -92,11 +106,80 @@ def test_fractional_seconds_become_events_of_whole_seconds(
         ("\x01\x0b\x0c\x1c\x7f\x85\u2028-\ttab", "       -\ttab"),
         ("ü😀" * 60, "ü😀" * 60),
         ("-" * 255, "-" * 255),
+        ("\\" * 255, "\\" * 255),
     ],
 )
 def test_any_external_id_can_be_a_summary(client: httpx.Client, organisation: str, name: str, summary: str) -> None:
     assert_accepted(post(client, organisation, id=name))
     assert list(events(client, organisation)) == [summary]
+
+
+IDS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=LENGTH_MAX)
+HOSTILE_IDS = IDS | st.text('\\,;:"\r\n\t x\x01\x7f\x85\u2028\ufeffü\U0001f600n', min_size=1, max_size=LENGTH_MAX)
+WRITABLE_IDS = HOSTILE_IDS.filter(lambda text: text.strip() and text[0] != "\ufeff")  # which the library leaves out
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(ids=st.lists(WRITABLE_IDS, min_size=1, unique=True), cancelled=st.booleans())
+def test_events_are_those_that_the_library_would_write(client: httpx.Client, ids: list[str], cancelled: bool) -> None:
+    organisation = f"org-{uuid4().hex}"
+    start = datetime(2020, 10, 10)
+    items = [
+        payload(organisation, id=each, start=f"{start + timedelta(days=n)}", end=f"{start + timedelta(days=n + 1)}")
+        for n, each in enumerate(ids)
+    ]
+    items.append(items[0] | {"cancelled": cancelled, "updatedAt": "2020-10-01"})
+    answer = client.post("/api/appointments/batch", content=json.dumps(items), headers=JSON)
+    assert answer.json() == {"results": [{"status": "ok"}] * len(items)}
+    versions = client.get("/api/appointments/changes", params={"org": organisation}).json()["changes"]
+    written = {version["id"]: library_event(version).to_ical() for version in versions}  # the last version of each
+    found = Calendar.from_ical(calendar_text(client, organisation)).walk("VEVENT")
+    assert {event["uid"]: event for event in found} == {uid: Event.from_ical(text) for uid, text in written.items()}
+
+
+def library_event(version: dict[str, Any]) -> Event:
+    """The event of an appointment on whole seconds."""
+    event = Event()
+    event.add("uid", version["id"])
+    event.add("dtstamp", datetime.fromisoformat(version["receivedAt"]))
+    event.add("last-modified", datetime.fromisoformat(version["receivedAt"]))
+    event.add("created", datetime.fromisoformat(version["payloadCreatedAt"]))
+    event.add("dtstart", datetime.fromisoformat(version["start"]))
+    event.add("dtend", datetime.fromisoformat(version["end"]))
+    event.add("sequence", version["version"] - 1)
+    event.add("status", "CANCELLED" if version["cancelled"] else "CONFIRMED")
+    event.add("summary", "".join(" " if is_control(character) else character for character in version["externalId"]))
+    return event
+
+
+def is_control(character: str) -> bool:
+    """Whether a TEXT may not contain it, or some parsers take it for the end of a line."""
+    return character in "\u2028\u2029" or (unicodedata.category(character) == "Cc" and character not in "\t\n")
+
+
+def test_clients_are_told_how_often_to_ask(client: httpx.Client, organisation: str) -> None:
+    parsed = calendar(client, organisation)
+    [interval], [published] = parsed.contents["refresh-interval"], parsed.contents["x-published-ttl"]
+    assert (interval.params, interval.value) == ({"VALUE": ["DURATION"]}, "PT15M")
+    assert (published.params, published.value) == ({}, "PT15M")
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_every_answer_may_be_kept_for_a_minute_by_its_client_alone(
+    service: ServiceProcess, organisation: str, long: bool
+) -> None:
+    if long:
+        query(service.database_url, FILL_LONG_LIST, organisation)
+    url = f"{URL}?org={organisation}"
+    found = service.client.get(url)
+    head = service.client.head(url)
+    unchanged = service.client.get(url, headers={"If-None-Match": found.headers["etag"]})
+    assert (found.status_code, head.status_code, unchanged.status_code) == (200, 200, 304)
+    assert (head.content, unchanged.content) == (b"", b"")
+    for answer in (found, head, unchanged):
+        assert answer.headers["cache-control"] == "private, max-age=60"
+        assert answer.headers["etag"] == found.headers["etag"]
+    assert head.headers["content-type"] == found.headers["content-type"]
 
 
 def test_an_unchanged_calendar_is_not_sent_again(client: httpx.Client, organisation: str) -> None:

@@ -3,6 +3,7 @@
 from base64 import urlsafe_b64encode
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urljoin
 
 import httpx
 import pytest
@@ -11,6 +12,7 @@ from service.contract.parameters import ROWS_MAX
 from tests.databases import query
 from tests.http.requests import assert_accepted, assert_problem, listed, post
 from tests.processes import ServiceProcess
+from tests.stripping_proxy import stripping_proxy
 
 LATER = "2020-09-29"
 LINES = {"Accept": "application/x-ndjson"}
@@ -152,11 +154,32 @@ def test_a_next_link_keeps_all_parameters(client: httpx.Client, organisation: st
         post(client, name, id=f"a-{day}", start=f"2020-10-0{day}", end=f"2020-10-0{day} 01:00")
     response = client.get("/api/appointments", params={"org": name, "limit": "1", "to": "2020-12-01T00:00:00+01:00"})
     url = response.links["next"]["url"]
-    assert url.startswith("/api/appointments?")
+    assert url.startswith("../api/appointments?")
     assert url.isascii()
     following = client.get(url)
     assert ids(following.json()) == ["a-2"]
     assert following.links == {}
+
+
+@pytest.mark.parametrize(("path", "more"), [("/api/appointments", {}), ("/api/appointments/versions", {"id": "m-1"})])
+def test_next_links_lead_on_behind_a_proxy_that_strips_a_prefix(
+    service: ServiceProcess, organisation: str, path: str, more: dict[str, str]
+) -> None:
+    for hour in (10, 11, 12):
+        times = {"start": f"2020-10-10 {hour}:00", "end": f"2020-10-10 {hour}:30"}
+        for name in (f"a-{hour}", "m-1"):
+            cancelled = name == "m-1"
+            assert_accepted(
+                post(service.client, organisation, id=name, cancelled=cancelled, updatedAt=times["end"], **times)
+            )
+    query = {"org": organisation} | more
+    whole = service.client.get(path, params=query).json()
+    with stripping_proxy(service.url) as url:
+        pages = [httpx.get(url + path, params=query | {"limit": "1"})]
+        while link := pages[-1].links.get("next"):
+            pages.append(httpx.get(urljoin(str(pages[-1].url), link["url"])))
+    assert [row for page in pages for row in page.json()] == whole
+    assert len(pages) >= 3
 
 
 def encode_cursor(json: bytes) -> str:
@@ -220,6 +243,8 @@ def test_ndjson_has_one_row_per_line(client: httpx.Client, organisation: str) ->
         ("application/x-ndjson, */*", True),
         ("application/json;q=0.9, application/x-ndjson", True),
         ("application/x-ndjson;q=0.5, application/json", False),
+        ("application/json, application/x-ndjson, application/problem+json", False),
+        ("application/json;q=-1", False),
         ("application/x-ndjson;q=0", False),
         ("application/x-ndjson;q=x", False),
         ("*/*", False),
