@@ -3,7 +3,7 @@
 import re
 from datetime import datetime, timedelta
 
-from icalendar import Calendar, Timezone, TimezoneStandard
+from icalendar import Calendar, Timezone, TimezoneStandard, vText
 
 from service.reading.formats import Format
 
@@ -23,7 +23,7 @@ def calendar_format(organisation: str) -> Format:
 
 def calendar(organisation: str) -> Calendar:
     """A calendar without events. It must have a component, hence the time zone, which the events do not need."""
-    name = CONTROL.sub(" ", organisation)
+    name = vText(CONTROL.sub(" ", organisation))  # the library escapes no text of properties that it does not know
     empty = Calendar()
     empty.add("prodid", PRODUCT)
     empty.add("version", "2.0")

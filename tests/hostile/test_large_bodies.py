@@ -13,6 +13,7 @@ from starlette.types import Message
 from service.contract.body import APPOINTMENT, Appointment
 from service.contract.items import BATCH, ITEMS_MAX
 from service.problems import ProblemError
+from service.web.cors import Cors
 from service.web.endpoint import BodyRoom, Endpoint
 from service.web.request_context import RequestContext
 from service.writing.batch import STALE, Verdict
@@ -149,7 +150,7 @@ def test_a_request_that_waits_for_the_database_does_not_keep_its_body(
         sent.append(message)
 
     writer = MeasuringWriter()
-    state = {"tokens": None, "writer": writer, "body_room": BodyRoom(0)}
+    state = {"cors": Cors(()), "tokens": None, "writer": writer, "body_room": BodyRoom(0)}
     headers = [(b"content-type", media_type)]
     scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": headers, "state": state}
     service = RequestContext(endpoint, {"/": endpoint})

@@ -77,6 +77,24 @@ def test_an_organisation_without_appointments_has_a_valid_calendar(client: httpx
 
 
 @pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("a\nb", "a\\nb"),
+        ("a\r\nb", "a \\nb"),
+        ("a,b;c\\d", r"a\,b\;c\\d"),
+        ('"a": b\t\x85\u2028c', '"a": b\t  c'),
+        ("é" * 100, "é" * 100),
+        ("\U00010000\n", "\U00010000"),  # trimmed
+    ],
+)
+def test_any_organisation_can_be_the_name_of_a_calendar(
+    client: httpx.Client, organisation: str, name: str, written: str
+) -> None:
+    lines = calendar_text(client, organisation + name).replace("\r\n ", "").split("\r\n")
+    assert {f"NAME:{organisation}{written}", f"X-WR-CALNAME:{organisation}{written}"} <= set(lines)
+
+
+@pytest.mark.parametrize(
     ("start", "end", "expected"),
     [
         ("2020-10-10 10:00:00.25", "2020-10-10 10:00:00.75", ("100000", "100001")),

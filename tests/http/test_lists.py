@@ -274,7 +274,7 @@ def test_ndjson_has_one_row_per_line(client: httpx.Client, organisation: str) ->
         # Spelling of weights, and weights that are not valid.
         ("application/json;Q=0.5, application/x-ndjson;Q=0.6", True),
         ("application/json ; q=.5 , application/x-ndjson ; q=0.4", False),
-        ("application/json;q=1.000, application/x-ndjson;q=1.", True),
+        ("application/json;q=0.999, application/x-ndjson;q=1.", True),
         ("application/json;q=0.5, application/x-ndjson;q=2", False),
         ("application/json, application/x-ndjson;q=1.5", False),
         ("application/json, application/x-ndjson;q=inf", False),
