@@ -21,6 +21,7 @@ def stripping_proxy(target: str) -> Iterator[str]:
                 return
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             forwarded = {name: value for name, value in self.headers.items() if name != "Connection"}
+            forwarded["X-Forwarded-Prefix"] = PREFIX
             answer = httpx.request(
                 self.command, target + self.path.removeprefix(PREFIX), headers=forwarded, content=body
             )

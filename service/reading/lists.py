@@ -1,6 +1,7 @@
 """Lists: fetched whole, page by page, or as a stream."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from time import monotonic
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from service import VERSION
 from service.contract.cursors import ListPlace, Place, cursor_after
+from service.contract.headers import header
 from service.contract.parameters import ROWS_MAX
 from service.database.pool import Database
 from service.database.statements import Statement
@@ -21,6 +23,8 @@ from service.reading.formats import PIECES, Format, Rows
 from service.reading.stream_places import StreamPlace, StreamPlaces
 
 log = structlog.get_logger()
+
+PREFIX = re.compile("(/[A-Za-z0-9._~-]+)*")  # a path, and never `//host`
 
 
 class Listing(NamedTuple):
@@ -62,12 +66,13 @@ async def answer(request: Request, listing: Listing, limit: int | None = None) -
 
 
 def next_link(scope: Scope, cursor: str) -> str:
-    """The value of `Link` (RFC 8288): the same request, from the cursor on. It is relative, because a proxy may have
-    stripped a prefix from the path, and starts at the root for clients that resolve it there."""
+    """The value of `Link` (RFC 8288): the same request, from the cursor on. A proxy that strips a prefix from the path
+    sends it in `X-Forwarded-Prefix`, each of several proxies its own."""
+    prefixes = (header(scope, b"x-forwarded-prefix") or "").split(",")
+    prefix = "".join(each.strip().rstrip("/") for each in prefixes)
+    path = (prefix if PREFIX.fullmatch(prefix) else "") + scope["path"]
     kept = [(name, value) for name, value in parse_qsl(scope["query_string"].decode()) if name != "cursor"]
-    path: str = scope["path"]
-    to_root = "../" * (path.count("/") - 1)
-    return f'<{to_root}{path[1:]}?{urlencode([*kept, ("cursor", cursor)])}>; rel="next"'
+    return f'<{path}?{urlencode([*kept, ("cursor", cursor)])}>; rel="next"'
 
 
 class Stream(Response):
