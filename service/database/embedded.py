@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import psutil
 
-from service import ROOT
+from service import ROOT, interruption
 from service.database.account import Account, make_reachable, own, switch_to, unprivileged_account
 from service.problems import DatabaseInUseError, StartError
 
@@ -50,11 +50,14 @@ def running(data: Path = DATA) -> Iterator[str]:
     from a killed process is adopted. Raises StartError."""
     data.mkdir(parents=True, exist_ok=True)
     with locked(data):
-        process = adopted.process if (adopted := find(data)) else start(data)
+        process = None
         try:
+            with interruption.postponed():  # a server that has just been started would be left running
+                process = adopted.process if (adopted := find(data)) else start(data)
             yield wait_until_ready(data, process).url
         finally:
-            stop(data, process)
+            if process:
+                stop(data, process)
 
 
 @contextmanager

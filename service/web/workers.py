@@ -21,7 +21,7 @@ import psutil
 import structlog
 from prometheus_client.multiprocess import mark_process_dead
 
-from service import logs
+from service import interruption, logs
 from service.settings import Settings
 from service.web.server import CreateApp, run
 
@@ -33,7 +33,8 @@ LIFE_SECONDS_MIN = 1  # a worker that dies earlier is replaced only after this t
 
 
 def run_workers(create_app: CreateApp, settings: Settings, listener: socket.socket) -> None:
-    """Serves until SIGINT or SIGTERM, which is passed on to the workers; then waits until all of them have ended."""
+    """Serves until SIGINT or SIGTERM, which is passed on to the workers; then waits until all of them have ended.
+    Raises KeyboardInterrupt if none ended well, as when they were not ready yet."""
 
     def start() -> SpawnProcess:
         worker = SPAWN.Process(target=work, args=(create_app, settings, listener), daemon=True)
@@ -60,6 +61,8 @@ def run_workers(create_app: CreateApp, settings: Settings, listener: socket.sock
             os.kill(worker.ident or 0, number)
         for worker in workers:
             worker.join()
+        if all(worker.exitcode for worker in workers):
+            raise KeyboardInterrupt(number)
 
 
 def remove_stale_metrics() -> None:
@@ -72,24 +75,26 @@ def remove_stale_metrics() -> None:
 
 @contextmanager
 def received_signals() -> Iterator[socket.socket]:
-    """A socket from which the numbers of received SIGINT and SIGTERM can be read."""
+    """A socket from which the numbers of received signals can be read."""
     reading, writing = socket.socketpair()
     with reading, writing:
         writing.setblocking(False)
         signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
-        handlers = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+        interruption.handle(lambda *_: None)
         try:
             yield reading
         finally:
             signal.set_wakeup_fd(-1)
-            for number in handlers:  # only the clean-up follows
-                signal.signal(number, signal.SIG_IGN)
+            interruption.ignore()
 
 
 def work(create_app: CreateApp, settings: Settings, listener: socket.socket) -> None:
     logs.configure(settings.log_level)
     threading.Thread(target=end_with_parent, daemon=True).start()
-    run(create_app, settings, listener)
+    try:
+        run(create_app, settings, listener)
+    except KeyboardInterrupt as error:
+        interruption.end_by(*error.args)
 
 
 def end_with_parent() -> None:
