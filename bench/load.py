@@ -10,6 +10,7 @@ the correct ones for its kind, or if the appointments do not match the answers.
 import argparse
 import asyncio
 import random
+import signal
 import sys
 import time
 from collections import Counter
@@ -129,4 +130,5 @@ if __name__ == "__main__":
     parser.add_argument("--requests", type=positive, default=100)
     parser.add_argument("--concurrency", type=positive, default=10)
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it like SIGTERM, without a traceback
     sys.exit(asyncio.run(main(options.url, options.requests, options.concurrency)))

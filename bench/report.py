@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import matplotlib as mpl
@@ -64,16 +65,21 @@ def digits(value: float) -> str:
 
 
 def write(directory: Path, results: Results, markdown: str) -> None:
+    """Replaces the files once all of them are written, so that an interrupted run leaves the old results."""
     directory.mkdir(parents=True, exist_ok=True)
-    facts = environment()
-    named = [{str(name): figures for name, figures in found.items()} for found in results.rounds]
-    everything = facts | results._asdict() | {"size": results.size._asdict(), "rounds": named}
-    (directory / "results.json").write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
-    about = ", ".join(f"{name} {value}" for name, value in facts.items())
-    (directory / "results.md").write_text(f"{markdown}\n{about}\n", encoding="utf-8")
-    throughput_by_connections(results, directory / "throughput.svg")
-    latency_by_load(results, directory / "latency.svg")
-    throughput_by_table(results, directory / "table-size.svg")
+    with TemporaryDirectory(dir=directory) as folder:
+        new = Path(folder)
+        facts = environment()
+        named = [{str(name): figures for name, figures in found.items()} for found in results.rounds]
+        everything = facts | results._asdict() | {"size": results.size._asdict(), "rounds": named}
+        (new / "results.json").write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
+        about = ", ".join(f"{name} {value}" for name, value in facts.items())
+        (new / "results.md").write_text(f"{markdown}\n{about}\n", encoding="utf-8")
+        throughput_by_connections(results, new / "throughput.svg")
+        latency_by_load(results, new / "latency.svg")
+        throughput_by_table(results, new / "table-size.svg")
+        for file in new.iterdir():
+            file.replace(directory / file.name)
 
 
 def environment() -> dict[str, str]:

@@ -20,6 +20,7 @@ from service.contract.answers import BatchResults, ItemResult
 from service.contract.body import BYTE_ORDER_MARK, WHITE_SPACE, AppointmentPayload, is_wide
 from service.contract.headers import LINES
 from service.http_client import client_options
+from service.output import output_to
 from service.problems import Problem, StartError
 
 Line = tuple[int, bytes]  # its number and text
@@ -152,14 +153,26 @@ def problem_of(response: httpx.Response) -> Problem:
         raise StartError(f"Status {response.status_code}, not an answer of this service; is the URL right?") from None
 
 
-def export_lines(url: str, token: str, query: Mapping[str, str | None]) -> None:
-    """Writes the list to standard output. Raises StartError if it is refused, or cut before its end."""
+def export_lines(url: str, token: str, query: Mapping[str, str | None], file: str) -> None:
+    """Writes the list to the file. Raises StartError if it is refused, cut before its end, or cannot be written."""
     accept = {"Accept": LINES}
     try:
-        with client_of(url, token) as client, client.stream("GET", PATH, params=query, headers=accept) as response:
+        with (
+            output_to(file) as output,
+            client_of(url, token) as client,
+            client.stream("GET", PATH, params=query, headers=accept) as response,
+        ):
             check_accepted(response)
+            check_list(response)
             for chunk in response.iter_bytes():
-                sys.stdout.buffer.write(chunk)
-            sys.stdout.buffer.flush()
-    except httpx.TransportError as error:
+                output.write(chunk)
+    except httpx.RequestError as error:
         raise StartError(f"The list is incomplete: {error}. Run the export again.") from error
+
+
+def check_list(response: httpx.Response) -> None:
+    """Raises StartError for an answer of another server, and for one whose end could not be told from a lost line."""
+    if response.headers.get("Content-Type", "").partition(";")[0] != LINES:
+        raise StartError(f"{response.url} is not this service: the answer is not {LINES}.")
+    if not response.headers.keys() & {"content-length", "transfer-encoding"}:
+        raise StartError(f"{response.url} does not mark the end of the list; ask the service without that proxy.")

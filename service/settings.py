@@ -14,13 +14,14 @@ import msgspec
 from dotenv.parser import parse_stream
 from msgspec import Meta, Struct
 
+from service import database_url
 from service.problems import StartError
 
-DATABASE_URL_FORM = "expected postgresql://user:password@host:5432/database, percent-encoded"
 ORIGINS_FORM = "expected origins like https://app.example, with commas between, or *"
 # An origin as browsers send it (RFC 6454, section 6.2); any other spelling would never match.
 ORIGIN = re.compile(r"\*|https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?")
 SECRET = re.compile("pass|secret|token|key|sig", re.IGNORECASE)  # in the name of a URL's option
+QUOTED = re.compile(r"""(["'])(.*)\1""", re.DOTALL)
 INTEGER_MAX = 2_147_483_647  # of PostgreSQL's settings
 Positive = Annotated[int, Meta(ge=1, le=INTEGER_MAX)]
 NotNegative = Annotated[int, Meta(ge=0, le=INTEGER_MAX)]
@@ -62,8 +63,8 @@ class Settings(Struct, frozen=True, kw_only=True, rename=str.upper):
 
     def __post_init__(self) -> None:
         for name, valid, fault in (
-            ("database_url", is_database_url(self.database_url), DATABASE_URL_FORM),
-            ("owner_database_url", is_database_url(self.owner_database_url), DATABASE_URL_FORM),
+            ("database_url", not (wrong := fault_of(self.database_url)), wrong),
+            ("owner_database_url", not (wrong := fault_of(self.owner_database_url)), wrong),
             ("owner_database_url", self.database_url, "it needs DATABASE_URL, with the role that serves"),
             ("auth_jwks_url", is_web_url(self.auth_jwks_url), "expected a URL like https://issuer.example/keys"),
             ("cors_origins", all(map(ORIGIN.fullmatch, self.origins())), ORIGINS_FORM),
@@ -89,20 +90,19 @@ class Settings(Struct, frozen=True, kw_only=True, rename=str.upper):
         return msgspec.structs.asdict(self) | secrets | {name: masked_url(getattr(self, name)) for name in urls}
 
 
-def is_database_url(url: str) -> bool:
-    """Whether both drivers and yoyo can parse the URL; if not, their errors would quote it, password included."""
-    faulty_escape = re.search("%(?![0-9A-Fa-f]{2})", url)
-    return is_url(url, "postgres", "postgresql") and len(urlsplit(url).path) > 1 and not faulty_escape
+def fault_of(url: str) -> str:
+    """What is wrong with the URL of a database; the drivers' errors would quote it, password included."""
+    try:
+        database_url.parse(url)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def is_web_url(url: str) -> bool:
-    return is_url(url, "http", "https") and bool(urlsplit(url).hostname)
-
-
-def is_url(url: str, *schemes: str) -> bool:
     try:
         parts = urlsplit(url)
-        return parts.scheme in schemes and parts.port != 0
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         return False
 
@@ -119,7 +119,9 @@ def read_settings(environment: Mapping[str, str] = os.environ, file: Path = Path
     """Raises StartError, naming the setting or the line, if one is unknown or malformed."""
     values = read_file(file) if file.is_file() else {}
     values |= {name: environment[name] for name in Settings.__struct_encode_fields__ if name in environment}
-    given = {name: value.strip() for name, value in values.items() if value.strip()}
+    given = {name: text for name, value in values.items() if (text := value.strip())}
+    for name in {"DATABASE_URL", "OWNER_DATABASE_URL"} & given.keys():  # `docker run --env-file` keeps the quotes
+        given[name] = QUOTED.sub(r"\2", given[name]).strip()
     if "LOG_LEVEL" in given:
         given["LOG_LEVEL"] = given["LOG_LEVEL"].lower()
     try:
@@ -127,6 +129,16 @@ def read_settings(environment: Mapping[str, str] = os.environ, file: Path = Path
     except msgspec.ValidationError as error:
         reason, _, name = str(error).rstrip("`").partition(" - at `$.")
         raise StartError(f"Setting {name} is wrong: {reason[:1].lower()}{reason[1:]}.") from error
+
+
+def check_database_urls(settings: Settings) -> list[str]:
+    """The options that have no effect while serving. Raises StartError for one that the drivers cannot honour."""
+    try:
+        for name in ("owner_database_url", "database_url"):
+            ignored = database_url.without_effect(url) if (url := getattr(settings, name)) else []
+    except ValueError as error:
+        raise StartError(f"Setting {name.upper()} is wrong: {error}.") from error
+    return ignored
 
 
 def read_file(file: Path) -> dict[str, str]:

@@ -12,6 +12,7 @@ import structlog
 
 from service import metrics
 from service.database.statements import LIMIT_TRANSACTIONS, Statement
+from service.database_url import for_asyncpg
 from service.settings import Settings
 
 log = structlog.get_logger()
@@ -96,13 +97,14 @@ async def open_connection(
 
 def connect_options(settings: Settings, lock_ms_max: int) -> dict[str, Any]:
     limits = {"statement_timeout": str(settings.statement_ms_max), "lock_timeout": str(lock_ms_max)}
+    given = for_asyncpg(settings.database_url)
     return {
-        "dsn": settings.database_url,
         "max_cached_statement_lifetime": 0,
         "timeout": CONNECT_MS_MAX / 1e3,
         # Later than the server's own timeout, whose error confirms that nothing was written.
         "command_timeout": settings.statement_ms_max / 1e3 + 1,
-        "server_settings": SESSION | limits,
+        **given,
+        "server_settings": SESSION | given["server_settings"] | limits,
     }
 
 

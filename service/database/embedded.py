@@ -20,7 +20,7 @@ from typing import IO
 
 import psutil
 
-from service import ROOT
+from service import ROOT, interruption
 from service.database.account import Account, make_reachable, own, switch_to, unprivileged_account
 from service.database.log_file import limited
 from service.database.postmaster import PORT, Postmaster, alive, find, works_in
@@ -43,11 +43,14 @@ def running(data: Path = DATA) -> Iterator[str]:
     from a killed process is adopted, or waited for if it is stopping. Raises StartError."""
     data.mkdir(parents=True, exist_ok=True)
     with locked(data), limited(data / LOG):
-        process = left.process if (left := left_over(data)) else start(data)
+        process = None
         try:
+            with interruption.postponed():  # a server that has just been started would be left running
+                process = left.process if (left := left_over(data)) else start(data)
             yield wait_until_ready(data, process).url
         finally:
-            stop(data, process)
+            if process:
+                stop(data, process)
 
 
 @contextmanager

@@ -11,12 +11,12 @@ import yoyo
 from service import ROOT
 from service.database import statements as sql
 from service.database.pool import Database
+from service.database_url import for_psycopg, for_yoyo
 from service.problems import StartError
 
 MIGRATIONS = ROOT / "migrations"
 KNOWN = [path.stem for path in sorted(MIGRATIONS.glob("*.sql")) if ".rollback" not in path.name]
 SERVER_VERSION_MIN = 15
-CONNECT_SECONDS_MAX = 10
 # Raised where the role may not create tables; yoyo itself goes on without its own ones.
 NOT_ALLOWED = (psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedTable)
 
@@ -52,7 +52,7 @@ def role_of(url: str) -> str:
 @contextmanager
 def connected(url: str) -> Iterator[psycopg.Connection[Any]]:
     try:
-        with psycopg.connect(url, autocommit=True, connect_timeout=CONNECT_SECONDS_MAX) as session:
+        with psycopg.connect(**for_psycopg(url), autocommit=True) as session:
             if (version := session.info.server_version // 10_000) < SERVER_VERSION_MIN:
                 raise StartError(f"PostgreSQL {version} is too old; {SERVER_VERSION_MIN} or later is needed.")
             if (encoding := session.info.parameter_status("server_encoding")) != "UTF8":
@@ -68,7 +68,7 @@ def locked(session: psycopg.Connection[Any], url: str) -> Iterator[tuple[Any, An
     """Lets one process at a time change the schema. The lock ends with the session, even if the process is killed.
     yoyo's own lock is a row that a killed process leaves behind; while ours is held, such a row is stale."""
     session.execute(sql.LOCK_SCHEMA.text.encode())
-    with yoyo.get_backend("postgresql+psycopg" + url[url.index("://") :]) as backend:
+    with yoyo.get_backend(for_yoyo(url)) as backend:
         backend.break_lock()
         with backend.lock():
             yield backend, yoyo.read_migrations(str(MIGRATIONS))

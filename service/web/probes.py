@@ -15,6 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 
+from service import interruption
 from service.access.grants import Grant
 from service.access.tokens import Tokens
 from service.contract.answers import Accepted
@@ -57,7 +58,7 @@ async def why_not_ready(state: dict[str, Any]) -> str | None:
 
 
 class Shutdown:
-    """`begun` becomes true at SIGINT or SIGTERM."""
+    """`begun` becomes true at SIGINT, SIGTERM or SIGHUP."""
 
     begun = False
 
@@ -65,12 +66,12 @@ class Shutdown:
 @contextmanager
 def draining(shutdown: Shutdown, drain_ms: int, on_begin: Callable[[], None]) -> Iterator[None]:
     """Announces a shutdown: /readyz turns 503, and `on_begin` is called. SIGTERM is delayed by the drain period, so
-    that load balancers notice first; SIGINT stops the server at once, also during that period.
+    that load balancers notice first; the others stop the server at once, also during that period.
 
     uvicorn installs its handlers before the lifespan starts and stops accepting connections as soon as one runs.
     """
     loop = asyncio.get_running_loop()
-    stops = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    stops = {number: signal.getsignal(number) for number in interruption.SIGNALS}
 
     def drain(number: int, *, repeated: bool) -> None:
         drains = number == signal.SIGTERM

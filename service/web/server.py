@@ -2,7 +2,6 @@
 
 import gc
 import resource
-import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
+from service import interruption
 from service.problems import StartError
 from service.settings import Settings
 from service.web.load_shedding import SheddingConnection
@@ -52,12 +52,24 @@ class Server(uvicorn.Server):
     """Always ends in the same way: uvicorn's own server skips the end of the lifespan at a second Ctrl-C, and raises
     the signal again at its end."""
 
+    interrupted_by = 0  # a signal that came before the service was ready
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's names
+        if not self.started:
+            self.interrupted_by = sig
         self.should_exit = True
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        interruption.handle(self.handle_exit)  # uvicorn does not handle SIGHUP
+        try:
+            await super().serve(sockets)
+        finally:
+            interruption.ignore()
 
 
 def run(create_app: CreateApp, settings: Settings, listener: socket.socket) -> None:
-    """Serves until SIGINT, or SIGTERM and the drain period; then answers the requests in flight."""
+    """Serves until SIGINT, or SIGTERM and the drain period; then answers the requests in flight. Raises
+    KeyboardInterrupt if the signal came before the service was ready."""
     gc.freeze()  # objects that exist by now stay alive, so collections need not visit them
     gc.set_threshold(GARBAGE_OBJECTS)
     settings = within_descriptors(settings)
@@ -73,11 +85,12 @@ def run(create_app: CreateApp, settings: Settings, listener: socket.socket) -> N
         server_header=False,
         timeout_graceful_shutdown=ceil(settings.shutdown_grace_ms / 1e3),
     )
+    server = Server(config)
     try:
-        Server(config).run(sockets=[listener])
+        server.run(sockets=[listener])
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):  # only the clean-up follows
-            signal.signal(number, signal.SIG_IGN)
+        if server.interrupted_by:
+            raise KeyboardInterrupt(server.interrupted_by)
 
 
 def within_descriptors(settings: Settings) -> Settings:

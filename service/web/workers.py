@@ -18,13 +18,12 @@ from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
-from typing import Any
 
 import psutil
 import structlog
 from prometheus_client.multiprocess import mark_process_dead
 
-from service import logs
+from service import interruption, logs
 from service.problems import StartError
 from service.settings import Settings
 from service.supervisor import BACK_OFF_SECONDS, STEADY_SECONDS
@@ -34,20 +33,20 @@ log = structlog.get_logger()
 
 SPAWN = multiprocessing.get_context("spawn")
 METRICS = "appointments-metrics-"  # the prefix of the folder in which the workers share their metrics
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 RECEIVED_BYTES_MAX = 64  # signals, one byte each
 END_SECONDS_MAX = 2  # after the grace time, for the clean-up of a worker
 
 
 def run_workers(create_app: CreateApp, settings: Settings, listener: socket.socket) -> None:
-    """Serves until SIGINT or SIGTERM, which is passed on to the workers; then waits until all of them have ended.
-    Raises StartError if one had to be killed."""
+    """Serves until a signal, which is passed on to the workers; then waits until all of them have ended.
+    Raises StartError if one had to be killed, and KeyboardInterrupt if none ended well, as when they were not ready."""
 
     def start() -> SpawnProcess:
         worker = SPAWN.Process(target=work, args=(create_app, settings, listener), daemon=True)
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # the worker inherits it, and cannot handle signals yet
+        # The worker inherits the mask, and cannot handle signals yet.
+        signal.pthread_sigmask(signal.SIG_BLOCK, interruption.SIGNALS)
         worker.start()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, interruption.SIGNALS)
         return worker
 
     def restart(dead: SpawnProcess) -> SpawnProcess:
@@ -71,13 +70,14 @@ def run_workers(create_app: CreateApp, settings: Settings, listener: socket.sock
 
 def end(workers: Sequence[SpawnProcess], received: socket.socket, settings: Settings) -> None:
     """Passes signals on until the workers have ended. Kills those that take longer than a shutdown may, and then raises
-    StartError."""
+    StartError. Raises KeyboardInterrupt if none ended well."""
     ending = ceil(settings.shutdown_grace_ms / 1e3) + END_SECONDS_MAX
     deadline = time.monotonic() + settings.shutdown_drain_ms / 1e3 + ending
+    first = received.recv(1, socket.MSG_PEEK)[0]
     while alive := [worker for worker in workers if worker.is_alive()]:
         ready = wait([received, *(worker.sentinel for worker in alive)], timeout=deadline - time.monotonic())
         for number in received.recv(RECEIVED_BYTES_MAX) if received in ready else b"":
-            if number == signal.SIGINT:  # no drain period
+            if number != signal.SIGTERM:  # no drain period
                 deadline = min(deadline, time.monotonic() + ending)
             for worker in alive:
                 os.kill(worker.ident or 0, number)
@@ -86,6 +86,8 @@ def end(workers: Sequence[SpawnProcess], received: socket.socket, settings: Sett
                 worker.kill()
                 worker.join()
             raise StartError(f"Workers killed, since they did not end within {ending} seconds: {len(alive)}.")
+    if all(worker.exitcode for worker in workers):
+        raise KeyboardInterrupt(first)
 
 
 def remove_stale_metrics() -> None:
@@ -98,30 +100,28 @@ def remove_stale_metrics() -> None:
 
 @contextmanager
 def received_signals() -> Iterator[socket.socket]:
-    """A socket from which the numbers of received SIGINT and SIGTERM can be read."""
+    """A socket from which the numbers of received signals can be read."""
     reading, writing = socket.socketpair()
     with reading, writing:
         writing.setblocking(False)
         signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
-        handle(lambda *_: None)
+        interruption.handle(lambda *_: None)
         try:
             yield reading
         finally:
             signal.set_wakeup_fd(-1)
-            handle(signal.SIG_IGN)  # only the clean-up follows
-
-
-def handle(handler: Any) -> None:
-    for number in SIGNALS:
-        signal.signal(number, handler)
+            interruption.ignore()
 
 
 def work(create_app: CreateApp, settings: Settings, listener: socket.socket) -> None:
-    handle(lambda *_: sys.exit(0))  # until the server takes over
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    interruption.handle(lambda number, _: sys.exit(interruption.end_by(number)))  # until the server takes over
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, interruption.SIGNALS)
     logs.configure(settings.log_level)
     threading.Thread(target=end_with_parent, daemon=True).start()
-    run(create_app, settings, listener)
+    try:
+        run(create_app, settings, listener)
+    except KeyboardInterrupt as error:
+        interruption.end_by(*error.args)
 
 
 def end_with_parent() -> None:

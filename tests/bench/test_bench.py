@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import report
 from bench.measurements import Measurement
 from bench.open_loop import appointments
 from bench.sizes import SIZES
@@ -61,6 +62,17 @@ def test_ratio_is_the_median_over_rounds_against_the_best_alternative() -> None:
     assert upper_bound.ratio(found) == 150
     assert upper_bound.reached(1.5)
     assert not upper_bound.reached(1.51)
+
+
+def test_interrupted_report_leaves_the_old_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "throughput_by_connections", interrupt)
+    (tmp_path / "results.json").write_text("old")
+    with pytest.raises(KeyboardInterrupt):
+        report.write(tmp_path, report.Results("tiny", SIZES["tiny"], {}, [], []), "a table")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("results.json", "old")]
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)

@@ -1,5 +1,6 @@
 """The load script at its smallest size, and the faults it detects."""
 
+import signal
 import subprocess
 import sys
 
@@ -37,6 +38,19 @@ def test_load_script_reports_that_no_service_is_running() -> None:
     done = load("http://127.0.0.1:9")
     assert done.returncode == 1
     assert done.stderr.startswith("error: no service at http://127.0.0.1:9")
+
+
+def test_interrupted_load_ends_by_the_signal(service: ServiceProcess) -> None:
+    command = [sys.executable, "bench/load.py", "--url", service.url, "--requests", "1000000"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stderr is not None
+        assert process.stderr.read(1)  # the progress bar
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=30)
+    assert (process.returncode, output) == (-signal.SIGINT, b"")
+    assert b"Traceback" not in errors
 
 
 def test_possible_answers_and_matching_rows_have_no_fault() -> None:
