@@ -1,6 +1,7 @@
 """Request headers: media types, content negotiation and conditional requests (RFC 9110)."""
 
 import re
+from collections.abc import Iterable
 
 from starlette.types import Scope
 
@@ -21,11 +22,21 @@ CODING_SUFFIX = re.compile(r"((--?|;)(gzip|x-gzip|deflate|br|zstd))*")
 def header(scope: Scope, name: bytes) -> str | None:
     """The value of the header of that name, given in lower case. Different lines of it are one list, joined by commas
     (RFC 9110, section 5.3), which is no valid value of a header that is not a list."""
-    value = None
-    for key, line in scope["headers"]:
-        if key == name and line != value:
-            value = line if value is None else value + b", " + line
+    values = scope.get("header_values")
+    if values is None:
+        values = scope["header_values"] = dict(scope["headers"])  # many are looked up, so each request has a table
+        if len(values) < len(scope["headers"]):
+            values |= joined_lines(scope["headers"])
+    value = values.get(name)
     return None if value is None else str(value, "latin-1")
+
+
+def joined_lines(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    lines: dict[bytes, list[bytes]] = {}
+    for name, line in headers:
+        if line not in lines.setdefault(name, []):
+            lines[name].append(line)
+    return {name: b", ".join(different) for name, different in lines.items()}
 
 
 def require_identity(scope: Scope) -> None:
@@ -40,7 +51,9 @@ def sends_lines(scope: Scope, *, accepted: bool) -> bool:
     """Whether the declared media type of the body is NDJSON, if that is accepted. Raises ProblemError, a 415, for any
     type but that and JSON. Parameters such as `charset` have no effect: both are UTF-8 (RFC 8259, section 11)."""
     content_type = header(scope, b"content-type")
-    media_type = MEDIA_TYPE.fullmatch(JSON if content_type is None else content_type)
+    if content_type in (None, JSON):
+        return False
+    media_type = MEDIA_TYPE.fullmatch(content_type)
     declared = media_type[1].strip().lower() if media_type else ""
     if JSON_TYPE.fullmatch(declared):
         return False

@@ -63,7 +63,7 @@ class Cors:
         stop it, since browsers send simple requests without a preflight. Only browsers send these two headers. The
         second one is right even if a proxy changes `Host`, but is missing where the service is reached without TLS."""
         origin, site = header(scope, b"origin"), header(scope, b"sec-fetch-site")
-        if (origin is None and site is None) or site == "same-origin":
+        if origin is site is None or site == "same-origin":
             return
         foreign = site in ("cross-site", "same-site") or (origin is not None and not is_own(origin, scope))
         if foreign and not self._allows(origin):

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from urllib.parse import unquote
 
 import httptools
@@ -28,8 +29,13 @@ def check_head(method: bytes, version: str, headers: Headers) -> None:
     hosts = [value for name, value in headers if name == b"host"]
     if len(hosts) > 1 or (version == "1.1" and not hosts):
         raise invalid_http(f"there must be one Host header, not {len(hosts)}")
-    if hosts and not HOST.fullmatch(hosts[0]):
+    if hosts and not is_host(hosts[0]):
         raise invalid_http("the Host header is not valid")
+
+
+@lru_cache
+def is_host(value: bytes) -> bool:
+    return HOST.fullmatch(value) is not None
 
 
 def path_of(target: bytes) -> str | None:

@@ -38,7 +38,7 @@ class SheddingConnection(Connection):
     def take_turn(self) -> None:
         if not (self.wire.is_closing() or self.lingering):
             self.go_on()
-        if not (self.pipeline or self in TURNS):
+        if not (self.pipeline or self in TURNS.resting):
             self.resume()
 
     def begin_request(self) -> None:
@@ -54,16 +54,16 @@ class SheddingConnection(Connection):
             self._waiting_writes.add(self.cycle)
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        if self in TURNS:
+        if self in TURNS.resting:
             self.pipeline.append((cycle, app))
             return
-        excess = cycle in self._waiting_writes and not (cycle.more_body or self.app_state["admits"]())
-        self._waiting_writes.discard(cycle)
-        if excess:
-            cycle.response_started = cycle.response_complete = True
-            self._refuse_excess(cycle.scope, perf_counter(), closes=not cycle.keep_alive)
-        else:
-            super()._start_asgi_task(cycle, app)
+        if cycle in self._waiting_writes:
+            self._waiting_writes.remove(cycle)
+            if not (cycle.more_body or self.app_state["admits"]()):
+                cycle.response_started = cycle.response_complete = True
+                self._refuse_excess(cycle.scope, perf_counter(), closes=not cycle.keep_alive)
+                return
+        super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
         if not self._excess_at:
@@ -85,7 +85,7 @@ class SheddingConnection(Connection):
 
     def _waits(self) -> bool:
         """Whether the request that was just read is decided in its turn."""
-        return self.owes_answer() or self in TURNS
+        return self.owes_answer() or self in TURNS.resting
 
     def _refuse_excess(self, scope: Scope, excess_at: float, *, closes: bool) -> None:
         self.answer(FULL, id_of(scope), scope, closes=closes)

@@ -15,19 +15,16 @@ class Resting(Protocol):
 
 class Turns:
     def __init__(self) -> None:
-        self._resting: OrderedDict[Resting, None] = OrderedDict()
+        self.resting: OrderedDict[Resting, None] = OrderedDict()
         self._scheduled = False
-
-    def __contains__(self, connection: Resting) -> bool:
-        return connection in self._resting
 
     def wait(self, connection: Resting) -> None:
         """Has `take_turn` called once, after those of all connections that are resting already."""
-        self._resting[connection] = None
+        self.resting[connection] = None
         self._schedule()
 
     def forget(self, connection: Resting) -> None:
-        self._resting.pop(connection, None)
+        self.resting.pop(connection, None)
 
     def _schedule(self) -> None:
         if not self._scheduled:
@@ -36,9 +33,9 @@ class Turns:
 
     def _round(self) -> None:
         self._scheduled = False
-        turns = min(TURNS_PER_ROUND, len(self._resting))
-        if len(self._resting) > turns:
+        turns = min(TURNS_PER_ROUND, len(self.resting))
+        if len(self.resting) > turns:
             self._schedule()
         for _ in range(turns):
-            connection, _none = self._resting.popitem(last=False)
+            connection, _none = self.resting.popitem(last=False)
             connection.take_turn()

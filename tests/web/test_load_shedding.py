@@ -96,8 +96,8 @@ async def test_pipelined_refusals_take_turns_with_those_of_other_connections(pie
         await asyncio.sleep(0)
     assert of_greedy.reads
     await asyncio.sleep(0)
-    assert greedy not in TURNS
-    assert modest not in TURNS
+    assert greedy not in TURNS.resting
+    assert modest not in TURNS.resting
 
 
 async def test_other_requests_behind_a_refused_write_are_answered_in_order() -> None:
@@ -108,7 +108,7 @@ async def test_other_requests_behind_a_refused_write_are_answered_in_order() -> 
     await rounds_until(lambda: transport.reads)
     connection.data_received(WRITE[-1:])
     await rounds_until(lambda: len(transport.statuses()) == 21)
-    assert connection not in TURNS
+    assert connection not in TURNS.resting
 
 
 async def test_a_write_that_waited_for_its_turn_is_admitted_if_there_is_room_by_then() -> None:
@@ -151,10 +151,10 @@ async def test_a_defect_while_a_head_is_read_is_logged_and_answered_as_a_defect(
 async def test_a_connection_that_closes_has_no_more_turns() -> None:
     connection, transport = connect()
     connection.data_received(WRITE * 3)
-    assert connection in TURNS
+    assert connection in TURNS.resting
     transport.close()
     connection.connection_lost(None)
-    assert connection not in TURNS
+    assert connection not in TURNS.resting
     await asyncio.sleep(0)
     assert transport.statuses() == [b"503"]
 
