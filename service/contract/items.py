@@ -17,9 +17,7 @@ from service.contract.fields import READ_ERRORS
 from service.problems import ProblemError
 
 ITEMS_MAX = 1000
-# In an array that is not JSON, the scanner gives up beyond these, so that it ends within some 50 ms.
-STEPS_MAX = 50_000  # brackets, and commas between items
-QUOTES_MAX = 500_000
+TOKENS_MAX = 50_000  # of an array that is not JSON; the scanner takes some 50 ms for them, and then gives up
 
 # A decoder for list[Raw] would read any number of items, 4 MiB of `1,` in 0.35 s, before it looked at its limit.
 ARRAY = Decoder(
@@ -32,14 +30,14 @@ ARRAY = Decoder(
 )
 LINE = re.compile(rb"[^ \t\r\n][^\n]*+")  # without white space before it
 
-# In an array that is not JSON, the bounds of the items are clear if strings and brackets are balanced and each item is
-# a single value. After an unescaped quotation mark, strings seem to begin and end in the wrong places: they touch other
-# text. If such a string holds a bracket or comma, the bounds are not clear, or two items could pass for one.
-SPACE = rb"[ \t\r\n]*+"
-STRING = rb'(?:(?<=[\s:,\[{])"(?:[^"\\]++|(?:\\.)++)*+"(?=[\s:,\]}])|"(?:[^"\\\[\]{},]++|(?:\\.)++)*+")'
-FIRST = re.compile(SPACE + rb'[^\s"\[\]{},]*+(?:[\[{]|' + STRING + rb"?+" + SPACE + rb"[,\]])", re.DOTALL)
-INSIDE = re.compile(rb'(?:[^"\[\]{}]++|' + STRING + rb")*+[\[\]{}]", re.DOTALL)
-LAST = re.compile(SPACE + rb"[,\]]")
+# The scanner's regular expressions never backtrack. (Python 3.11.2 matches possessive quantifiers wrongly.)
+TOKEN = re.compile(rb'"[^"]*"?|[\[\]{},]')  # a string, which may be cut off, or structure
+INNER_TOKEN = re.compile(rb'"[^"]*"?|[\[\]{}]')  # within an item
+STRUCTURE = re.compile(rb"[\[\]{},]")
+SPACE_AND_WORD = rb'[ \t\r\n]*[^\s"\[\]{},]*'
+BEFORE_BRACKET = re.compile(SPACE_AND_WORD)
+WITHOUT_BRACKETS = re.compile(SPACE_AND_WORD + rb'("[^"]*")?[ \t\r\n]*')
+BEFORE_STRING, AFTER_STRING = WHITE_SPACE + b":,[{", WHITE_SPACE + b":,]}"
 
 
 def split_array(body: bytes) -> list[bytes]:
@@ -74,30 +72,54 @@ def too_many() -> ProblemError:
 
 
 def scan_array(body: bytes) -> Iterator[bytes]:
-    """The items of an array, whatever they contain. Raises ValueError where their bounds are not clear."""
-    start = at = body.index(b"[") + 1
-    depth, expected = 1, FIRST
-    for _ in range(STEPS_MAX if body.count(b'"') <= QUOTES_MAX else 0):
-        if not (match := expected.match(body, at)):
+    """The items of an array that is not JSON, whatever they contain. Raises ValueError if their bounds are not clear.
+    They are clear if strings and brackets are balanced, and each item is a single value."""
+    text = body.replace(b"\\\\", b"__").replace(
+        b'\\"', b"__"
+    )  # of the same length, with strings free of escaped quotes
+    start = text.index(b"[") + 1  # of the item
+    end, depth, value_end = start, 1, 0
+    for _ in range(TOKENS_MAX):
+        if not (token := (TOKEN if depth == 1 else INNER_TOKEN).search(text, end)):
             break
-        at = match.end()
-        last = body[at - 1 : at]
-        if last in b"[{":
-            depth, expected = depth + 1, INSIDE
+        at, end = token.span()
+        kind = text[at : at + 1]
+        if kind == b'"':
+            check_string(text, at, end)
+        elif kind in b"[{":
+            if depth == 1 and (value_end or not BEFORE_BRACKET.fullmatch(text, start, at)):
+                break
+            depth += 1
         elif depth > 1:
             depth -= 1
-            expected = INSIDE if depth > 1 else LAST
+            value_end = end if depth == 1 else value_end
         else:
-            item = body[start : at - 1].strip(WHITE_SPACE)
-            if not item:
+            if kind == b"}" or not is_single(text, start, value_end, at):
                 break
-            yield item
-            start, expected = at, FIRST
-            if last == b"]":
-                if body[at:].strip(WHITE_SPACE):
+            yield body[start:at].strip(WHITE_SPACE)
+            if kind == b"]":
+                if text[end:].strip(WHITE_SPACE):
                     break
                 return
+            start, value_end = end, 0
     raise ValueError("the bounds of the items are not clear")
+
+
+def check_string(text: bytes, at: int, end: int) -> None:
+    """Raises ValueError if the string is cut off, or surely no string: after a quotation mark that is not escaped,
+    strings seem to begin and end in the wrong places, and touch other text. If they hold structure, two items could
+    pass for one."""
+    whole = end - at > 1 and text[end - 1 : end] == b'"'
+    touches = text[at - 1] not in BEFORE_STRING or text[end : end + 1] not in AFTER_STRING
+    if not whole or (touches and STRUCTURE.search(text, at, end)):
+        raise ValueError("not a string")
+
+
+def is_single(text: bytes, start: int, value_end: int, end: int) -> bool:
+    """Whether an item is one value; `value_end` is the end of an array or object in it, or 0."""
+    if value_end:
+        return not text[value_end:end].strip(WHITE_SPACE)
+    return bool(text[start:end].strip(WHITE_SPACE)) and WITHOUT_BRACKETS.fullmatch(text, start, end) is not None
 
 
 BATCH = BodyKind(4_194_304, split_array, split_lines)
