@@ -28,7 +28,7 @@ ARRAY = Decoder(
         forbid_unknown_fields=True,
     )
 )
-LINE = re.compile(rb"[^ \t\r\n][^\n]*+")  # without white space before it
+LINE = re.compile(rb"[^ \t\r\n][^\n]*")  # without white space before it
 
 # The scanner's regular expressions never backtrack. (Python 3.11.2 matches possessive quantifiers wrongly.)
 TOKEN = re.compile(rb'"[^"]*"?|[\[\]{},]')  # a string, which may be cut off, or structure
