@@ -12,7 +12,7 @@ Headers = Iterable[tuple[bytes, bytes]]  # names in lower case
 
 VERSIONS = {"1.1", "1.0", "0.9"}  # the parser knows 2.0, too
 # RFC 3986, section 3.2.2, but for the comma, which only a proxy that joined several lines would send.
-HOST = re.compile(rb"(?:\[[\w:.~%-]+\]|(?:[\w.~!$&'()*+;=-]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?")
+HOST = re.compile(rb"(?:\[[\w:.~%-]+\]|(?:[\w.~!$&'()*+;=-]++|%[0-9A-Fa-f]{2})*+)(?::[0-9]*)?")
 
 
 def invalid_http(fault: str) -> ProblemError:
