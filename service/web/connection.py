@@ -158,7 +158,9 @@ class Connection(AnsweringProtocol):
 
     def is_post_to(self, path: str) -> bool:
         """Whether the head that was just read is of a POST to this path, however the target spells it."""
-        return self.parser.get_method() == b"POST" and not self.parser.should_upgrade() and path_of(self.url) == path
+        if self.parser.get_method() != b"POST" or self.parser.should_upgrade():
+            return False
+        return self.url == path.encode() or path_of(self.url) == path
 
     def request(self) -> Scope:
         """The ASGI scope of the request that is being read."""
