@@ -41,7 +41,7 @@ def proxy_for(target: httpx.URL) -> str | None:
 
 
 def is_direct(target: httpx.URL, no_proxy: str) -> bool:
-    """Whether NO_PROXY names the host, or it is this machine, which another one would look for at itself."""
+    """Whether NO_PROXY names the host, or it is this machine: a proxy would take `localhost` for its own."""
     host = target.host.rstrip(".")
     entries = no_proxy.replace(",", " ").split()
     if "*" in entries or proxy_bypass(f"{host}:{target.port or ''}".rstrip(":"), {"no": ",".join(entries)}):

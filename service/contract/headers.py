@@ -9,6 +9,7 @@ from service.problems import ProblemError
 
 JSON = "application/json"
 LINES = "application/x-ndjson"
+RANGES = {JSON, LINES, "application/*", "*/*"}  # the media ranges that include one of them
 JSON_TYPE = re.compile(r"application/(json|[a-z0-9!#$&^_.+-]+\+json)")
 # A comma outside quotes is none of a parameter: it separates the values of several lines.
 MEDIA_TYPE = re.compile(r'([^";,]*)(;([^",]|"[^"]*")*)?')
@@ -51,7 +52,7 @@ def sends_lines(scope: Scope, *, accepted: bool) -> bool:
     """Whether the declared media type of the body is NDJSON, if that is accepted. Raises ProblemError, a 415, for any
     type but that and JSON. Parameters such as `charset` have no effect: both are UTF-8 (RFC 8259, section 11)."""
     content_type = header(scope, b"content-type")
-    if content_type in (None, JSON):
+    if content_type is None or content_type == JSON:
         return False
     media_type = MEDIA_TYPE.fullmatch(content_type)
     declared = media_type[1].strip().lower() if media_type else ""
@@ -75,11 +76,13 @@ def prefers_lines(scope: Scope) -> bool:
 
 
 def range_weights(accept: str) -> dict[str, float]:
-    """The weights of the media ranges. One with parameters counts only if it is not given without them too; one whose
-    weight is not valid does not count."""
+    """The weights of those media ranges that matter here. One with parameters counts only if it is not given without
+    them too; one whose weight is not valid does not count."""
     weights: dict[str, float] = {}
     for item in LIST_ITEM.finditer(accept.lower()):
         media_range, *parameters = (part.strip() for part in item[0].split(";"))
+        if media_range not in RANGES:
+            continue
         given = {name.strip(): value.strip() for name, _, value in (part.partition("=") for part in parameters)}
         weight = given.pop("q", "1")
         if WEIGHT.fullmatch(weight) and not (any(given) and media_range in weights):

@@ -67,14 +67,13 @@ def shared(data: Path = DATA) -> Iterator[str]:
 
 @contextmanager
 def locked(data: Path) -> Iterator[None]:
-    """Waits for a process that is stopping the server. Source: flock(2): the lock ends with the process, however that
-    ends."""
+    """Waits while the process that has the lock runs no server, as it starts one or has just ended it, or is ending it.
+    Source: flock(2): the lock ends with the process, however that ends."""
     with (lock := data / "lock").open("a", encoding="ascii") as file:
-        deadline = 0.0
+        deadline = time.monotonic() + STOP_SECONDS_MAX
         while not try_lock(file):
-            if (server := find(data)) and server.status == "stopping":
-                deadline = time.monotonic() + STOP_SECONDS_MAX
-            if time.monotonic() > deadline:
+            ends = (server := find(data)) is None or server.status == "stopping"
+            if not ends or time.monotonic() > deadline:
                 holder = lock.read_text(encoding="ascii") or "unknown"
                 raise DatabaseInUseError(f"Process {holder} already runs the database in {data}; stop it first.")
             time.sleep(0.02)

@@ -13,8 +13,8 @@ from service.database import pool
 from service.problems import ProblemError
 
 GRACE_SECONDS = 3  # to take a portion of 1,000 rows, while others wait for a place
-CHECK_SECONDS = 0.1
-WAITS_MAX = 3  # in the time of other reads, so that there is enough to cut a slow reader
+CHECK_SECONDS = 0.5  # by each request that waits
+WAITS_MAX = 3  # a place is waited for 3 times as long as a connection for other reads: longer than GRACE_SECONDS
 
 
 class StreamPlace:

@@ -58,10 +58,11 @@ class Connection(AnsweringProtocol):
         while data and not self._ended:
             piece = data[: HEADER_BYTES_MAX - (self._bytes if self.reading == "head" else 0)]
             data = data[len(piece) :]
-            self._feed(piece)
+            while piece and not self._ended:
+                piece = self._feed(piece)
 
-    def _feed(self, piece: bytes) -> None:
-        """A piece is never longer than the rest of a head may be."""
+    def _feed(self, piece: bytes) -> bytes:
+        """Returns what is to be parsed again. A piece is never longer than the rest of a head may be."""
         before, messages = self.reading, self.messages
         upgrade_at = None
         try:
@@ -70,14 +71,15 @@ class Connection(AnsweringProtocol):
             upgrade_at = upgrade.args[0]
         except httptools.HttpParserCallbackError as error:
             self._stop(error.__context__ or error)
-            return
+            return b""
         except httptools.HttpParserError as error:
             self.refuse(invalid_http(str(error)))
-            return
+            return b""
         if upgrade_at is not None:  # not where it is caught: it would become the context of later errors
-            self._parse_without_upgrade(piece[upgrade_at:])
-        elif self.reading:
+            return self._begin_without_upgrade() + piece[upgrade_at:]
+        if self.reading:
             self._count(piece, before, messages)
+        return b""
 
     def _count(self, piece: bytes, before: str | None, messages: int) -> None:
         """Checks the size of the message that is being read; `before` and `messages` are those before the piece."""
@@ -102,14 +104,14 @@ class Connection(AnsweringProtocol):
     def _should_upgrade(self) -> bool:
         return True  # makes uvicorn hold the request back
 
-    def _parse_without_upgrade(self, rest: bytes) -> None:
+    def _begin_without_upgrade(self) -> bytes:
         """A server may ignore `Upgrade` (RFC 9110, section 7.8), which clients in Java and curl --http2 offer first.
-        httptools would take the body for another protocol, so the head is parsed again without the offer."""
+        httptools would take the body for another protocol, so the head that is returned is parsed instead."""
         head = without_upgrade(self.parser.get_method(), self.url, self.parser.get_http_version(), self.headers)
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self.reading = None
-        self.data_received(head + rest)
+        return head
 
     def on_message_begin(self) -> None:
         if self.wire.is_closing() or (self.cycle and not self.cycle.keep_alive):
@@ -156,7 +158,9 @@ class Connection(AnsweringProtocol):
 
     def is_post_to(self, path: str) -> bool:
         """Whether the head that was just read is of a POST to this path, however the target spells it."""
-        return self.parser.get_method() == b"POST" and not self.parser.should_upgrade() and path_of(self.url) == path
+        if self.parser.get_method() != b"POST" or self.parser.should_upgrade():
+            return False
+        return self.url == path.encode() or path_of(self.url) == path
 
     def request(self) -> Scope:
         """The ASGI scope of the request that is being read."""

@@ -81,7 +81,8 @@ class SheddingConnection(Connection):
         return bool(self._excess_at) or super().is_unanswered()
 
     def _is_excess(self) -> bool:
-        return (self._waits() or not self.app_state["admits"]()) and self.is_post_to(self.app_state["shed_path"])
+        # `admits` counts, so it is asked for writes only.
+        return self.is_post_to(self.app_state["shed_path"]) and (self._waits() or not self.app_state["admits"]())
 
     def _waits(self) -> bool:
         """Whether the request that was just read is decided in its turn."""

@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 import asyncpg
 import pytest
 
+from service.database import schema
 from service.database.pool import Database
 from service.database.statements import LIST_LAST_CHANGES
 from service.problems import ProblemError
@@ -45,6 +46,18 @@ async def test_unusable_connection_is_not_returned_to_the_pool(database: Databas
             raise asyncpg.InternalClientError
     await database.fetch(LIST_LAST_CHANGES, ["o"])
     await asyncio.to_thread(wait_until, lambda: broken not in query(database_url, SESSIONS))
+
+
+async def test_reads_are_unavailable_while_the_latest_migration_is_rolled_back(
+    database: Database, database_url: str
+) -> None:
+    await database.fetch(LIST_LAST_CHANGES, ["o"])
+    await asyncio.to_thread(schema.rollback, database_url)
+    with pytest.raises(ProblemError) as refused:
+        await database.fetch(LIST_LAST_CHANGES, ["o"])
+    assert refused.value.problem.code == "DATABASE_UNAVAILABLE"
+    await asyncio.to_thread(schema.migrate, database_url)
+    await database.fetch(LIST_LAST_CHANGES, ["o"])
 
 
 async def test_waiting_requests_get_connections_in_order_of_arrival(database: Database) -> None:

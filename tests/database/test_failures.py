@@ -13,6 +13,7 @@ ROWS = {
     "3D000": ("3D000", Action.UNAVAILABLE),
     "40": ("40P01", Action.OTHERWISE),
     "42501": ("42501", Action.UNAVAILABLE),
+    "42883": ("42883", Action.UNAVAILABLE),
     "42P01": ("42P01", Action.UNAVAILABLE),
     "53": ("53300", Action.UNAVAILABLE),
     "55": ("55000", Action.UNAVAILABLE),

@@ -186,6 +186,21 @@ def test_pid_file_that_tells_nothing_does_not_prevent_a_start(data: Path, left: 
     assert not file.exists()
 
 
+def test_process_that_has_just_ended_its_server_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[Path] = []
+    monkeypatch.setattr(embedded, "find", looks.append)
+
+    def lock() -> bool:
+        with embedded.locked(tmp_path):
+            return True
+
+    with ThreadPoolExecutor(1) as threads:
+        with embedded.locked(tmp_path):
+            waiting = threads.submit(lock)
+            wait_until(lambda: bool(looks) or waiting.done())
+        assert waiting.result(10)
+
+
 def test_log_of_the_server_is_kept_small_while_it_runs(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_file, "LOG_BYTES_MAX", 50_000)
     monkeypatch.setattr(log_file, "CHECK_SECONDS", 0.01)

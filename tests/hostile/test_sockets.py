@@ -151,6 +151,13 @@ def test_unusual_requests_are_answered(service: ServiceProcess, request_: bytes,
     assert_alive(service)
 
 
+def test_any_number_of_pipelined_upgrade_offers_is_answered(service: ServiceProcess) -> None:
+    offers = 1_000
+    with service.connect() as connection:
+        connection.sendall((GET + UPGRADE + b"\r\n") * offers + GET + CLOSE + b"\r\n")
+        assert STATUS.findall(read_all(connection)) == [b"200"] * (offers + 1)
+
+
 def test_garbage_after_a_request_does_not_withhold_its_answer(service: ServiceProcess, organisation: str) -> None:
     with service.connect() as connection:
         connection.sendall(write_of(organisation) + b"\x00garbage\r\n\r\n")

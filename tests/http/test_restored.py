@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from service.writing.batch import uuid7
 from tests.databases import new_database, query
 from tests.http.requests import assert_accepted, assert_problem, post
 from tests.http.test_changes import URL, changes, wait_until_polled
@@ -108,6 +109,13 @@ def test_a_cursor_of_another_organisation_is_gone(client: httpx.Client, organisa
 def test_the_beginning_is_in_every_history(client: httpx.Client, organisation: str) -> None:
     for cursor in ("", "0", "00"):
         assert changes(client, organisation, after=cursor) == ([], "0")
+
+
+def test_changes_of_one_microsecond_in_two_histories_differ(database_url: str) -> None:
+    """The ids begin with the time, so only their last bytes tell such changes apart."""
+    cursors = "select change_cursor(1, '2026-11-26', %s::uuid), change_cursor(1, '2026-11-26', %s::uuid)"
+    [(cursor, other)] = query(database_url, cursors, uuid7(), uuid7())
+    assert cursor != other
 
 
 def test_a_long_poll_ends_when_its_change_is_lost(service: ServiceProcess, organisation: str) -> None:

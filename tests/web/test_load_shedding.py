@@ -120,6 +120,22 @@ async def test_a_write_that_waited_for_its_turn_is_admitted_if_there_is_room_by_
     assert transport.statuses() == [b"503", b"200", b"200"]
 
 
+async def test_only_writes_are_counted_as_admitted_or_refused() -> None:
+    asked: list[bool] = []
+
+    def admits() -> bool:
+        asked.append(True)
+        return True
+
+    connection, transport = connect(admits)
+    offer = WRITE.replace(b"Host: x", b"Host: x\r\nConnection: Upgrade\r\nUpgrade: h2c")
+    for request in (READ, WRITE.replace(b"/writes", b"/others"), offer, WRITE):
+        transport.written = b""
+        connection.data_received(request)
+        await rounds_until(lambda: transport.statuses() == [b"200"])
+    assert len(asked) == 2
+
+
 async def test_a_malformed_request_behind_an_upgrade_offer_is_refused_and_no_defect() -> None:
     connection, transport = connect()
     connection.data_received(READ[:-2] + b"Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n" + b"GET / HTTP/1.1\r\n\r\n")
