@@ -65,7 +65,7 @@ class Cors:
         origin, site = header(scope, b"origin"), header(scope, b"sec-fetch-site")
         if (origin is None and site is None) or site == "same-origin":
             return
-        foreign = site in ("cross-site", "same-site") or (origin is not None and not is_own(origin, scope))
+        foreign = site not in (None, "none") or (origin is not None and not is_own(origin, scope))
         if foreign and not self._allows(origin):
             detail = "Only pages of the service itself and of the origins in CORS_ORIGINS may write."
             raise ProblemError("FOREIGN_ORIGIN", detail)

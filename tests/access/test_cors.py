@@ -199,6 +199,8 @@ def write(service: ServiceProcess, organisation: str, path: str, *lines: tuple[s
         [("Origin", "http://api.example:3000"), CROSS_SITE],
         [CROSS_SITE],
         [SAME_SITE],
+        [SAME_ORIGIN, CROSS_SITE],
+        [("Sec-Fetch-Site", "Cross-Site")],
         [("Origin", "https://api.example:8443"), ("Host", "api.example")],
         [("Origin", "https://[::2]"), ("Host", "[::1]")],
     ],
