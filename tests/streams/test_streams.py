@@ -240,6 +240,21 @@ async def test_freed_place_goes_to_the_waiting_organisation_with_the_fewest_stre
     assert order == ["c", "a"]
 
 
+async def test_organisation_that_has_had_a_turn_waits_behind_those_that_came_later() -> None:
+    places = StreamPlaces(1)
+    order: list[str] = []
+
+    async def read(organisation: str) -> None:
+        async with places.place(organisation):
+            order.append(organisation)
+
+    async with asyncio.TaskGroup() as group, places.place("a"):
+        for organisation in ("a", "a", "b", "c"):
+            group.create_task(read(organisation))
+        await asyncio.sleep(0)
+    assert order == ["b", "c", "a", "a"]
+
+
 async def test_request_that_stops_waiting_leaves_its_place_to_others() -> None:
     places = StreamPlaces(1)
     async with places.place("a"):
