@@ -201,6 +201,7 @@ def test_slow_readers_are_cut_while_others_wait(process: ServiceProcess) -> None
     complete = [read_chunks(reader).endswith(LAST_CHUNK) for reader in readers]
     assert complete.count(False) in (1, 2)  # for `found`, and for the last of the slow readers
     wait_until_no_stream_is_open(process.database_url)
+    assert [event for event in process.events() if event["level"] == "error"] == []
 
 
 @pytest.mark.parametrize("process", [DEFAULTS | {"STREAM_CONNECTIONS_MAX": "1"}], indirect=True)
