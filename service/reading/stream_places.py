@@ -1,7 +1,8 @@
 """Places for streams, each of which holds a database connection: shared fairly between organisations.
 
 A free place goes to the waiting organisation with the fewest streams, of several to the one whose turn is longest ago,
-and the last one only to an organisation without any. While a request waits, a slow reader is cut: one that has not taken a portion of its list for GRACE_SECONDS.
+and the last one only to an organisation without any. While a request waits, a slow reader is cut: one that has not
+taken a portion of its list for GRACE_SECONDS.
 """
 
 import asyncio
