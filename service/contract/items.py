@@ -35,7 +35,7 @@ LINE = re.compile(rb"[^ \t\r\n][^\n]*+")  # without white space before it
 # In an array that is not JSON, the bounds of the items are clear if strings and brackets are balanced and each item is
 # a single value. After an unescaped quotation mark, strings seem to begin and end in the wrong places: they touch other
 # text. If such a string holds a bracket or comma, the bounds are not clear, or two items could pass for one.
-SPACE = rb"[ \t\r\n]*+"
+SPACE = rb"[ \t\r\n\x80-\xff]*+"  # no value has bytes beyond ASCII outside strings, but a mark has
 STRING = rb'(?:(?<=[\s:,\[{])"(?:[^"\\]++|(?:\\.)++)*+"(?=[\s:,\]}])|"(?:[^"\\\[\]{},]++|(?:\\.)++)*+")'
 FIRST = re.compile(SPACE + rb'[^\s"\[\]{},]*+(?:[\[{]|' + STRING + rb"?+" + SPACE + rb"[,\]])", re.DOTALL)
 INSIDE = re.compile(rb'(?:[^"\[\]{}]++|' + STRING + rb")*+[\[\]{}]", re.DOTALL)
