@@ -16,8 +16,9 @@ MEDIA_TYPE = re.compile(r'([^";,]*)(;([^",]|"[^"]*")*)?')
 LIST_ITEM = re.compile(r'([^",]|"[^"]*")+')
 WEIGHT = re.compile(r"0?\.[0-9]+|0\.?|1(\.0*)?")
 ENTITY_TAG = re.compile(r'"([^"]*)"')
-# What servers in front append to the tag of an answer that they compress: Apache, Caddy `-gzip`, Jetty `--gzip`.
-CODING_SUFFIX = re.compile(r"((--?|;)(gzip|x-gzip|deflate|br|zstd))*")
+# What servers in front append to the tag of an answer that they compress: Apache, Caddy `-gzip`, Jetty `--gzip`,
+# LiteSpeed `;gz`.
+CODING_SUFFIX = re.compile(r"((--?|;)(gzip|x-gzip|gz|deflate|br|zstd))*")
 
 
 def header(scope: Scope, name: bytes) -> str | None:

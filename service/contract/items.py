@@ -34,10 +34,10 @@ LINE = re.compile(rb"[^ \t\r\n][^\n]*")  # without white space before it
 TOKEN = re.compile(rb'"[^"]*"?|[\[\]{},]')  # a string, which may be cut off, or structure
 INNER_TOKEN = re.compile(rb'"[^"]*"?|[\[\]{}]')  # within an item
 STRUCTURE = re.compile(rb"[\[\]{},]")
-SPACE_AND_WORD = rb'[ \t\r\n]*[^\s"\[\]{},]*'
-BEFORE_BRACKET = re.compile(SPACE_AND_WORD)
-WITHOUT_BRACKETS = re.compile(SPACE_AND_WORD + rb'("[^"]*")?[ \t\r\n]*')
+WORD = re.compile(rb'[^\s"\[\]{},]*')
+WORD_OR_STRING = re.compile(rb'[^\s"\[\]{},]*("[^"]*")?')
 BEFORE_STRING, AFTER_STRING = WHITE_SPACE + b":,[{", WHITE_SPACE + b":,]}"
+NO_VALUE = WHITE_SPACE + bytes(range(0x80, 0x100))  # bytes beyond ASCII belong to strings, or to a byte order mark
 
 
 def split_array(body: bytes) -> list[bytes]:
@@ -87,7 +87,7 @@ def scan_array(body: bytes) -> Iterator[bytes]:
         if kind == b'"':
             check_string(text, at, end)
         elif kind in b"[{":
-            if depth == 1 and (value_end or not BEFORE_BRACKET.fullmatch(text, start, at)):
+            if depth == 1 and (value_end or not WORD.fullmatch(text[start:at].lstrip(NO_VALUE))):
                 break
             depth += 1
         elif depth > 1:
@@ -118,8 +118,9 @@ def check_string(text: bytes, at: int, end: int) -> None:
 def is_single(text: bytes, start: int, value_end: int, end: int) -> bool:
     """Whether an item is one value; `value_end` is the end of an array or object in it, or 0."""
     if value_end:
-        return not text[value_end:end].strip(WHITE_SPACE)
-    return bool(text[start:end].strip(WHITE_SPACE)) and WITHOUT_BRACKETS.fullmatch(text, start, end) is not None
+        return not text[value_end:end].strip(NO_VALUE)
+    item = text[start:end].strip(WHITE_SPACE)
+    return item != b"" and WORD_OR_STRING.fullmatch(item.strip(NO_VALUE)) is not None
 
 
 BATCH = BodyKind(4_194_304, split_array, split_lines)

@@ -112,7 +112,7 @@ def texts_by_name(query_string: bytes, known: Collection[str], faults: Faults) -
             value = unquote_to_bytes(raw_value).decode()
         except UnicodeDecodeError:
             reason = "Not UTF-8. Expected percent-encoded UTF-8."
-        if name not in known:
+        if name not in known and not reason:
             reason = f"Unknown parameter. Expected: {', '.join(known) or 'none'}."
         elif name in given:
             reason = "Given more than once. Expected one value."

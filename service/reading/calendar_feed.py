@@ -3,7 +3,8 @@
 import re
 from datetime import datetime, timedelta
 
-from icalendar import Calendar, Timezone, TimezoneStandard, vText
+from icalendar import Calendar, Timezone, TimezoneStandard
+from icalendar.prop import vInline
 
 from service.reading.formats import Format
 
@@ -12,6 +13,9 @@ REFRESH_MINUTES = 15  # how often programs should ask for the calendar
 CACHE_SECONDS_MAX = 60
 # Characters that a TEXT may not contain, and those that some parsers take for the end of a line.
 CONTROL = re.compile(r"[\0-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+# Of a TEXT (section 3.3.11). The library escapes no property that it does not know, and its vText turns `\N` into a
+# line break.
+ESCAPES = str.maketrans({"\\": r"\\", ";": r"\;", ",": r"\,", "\n": r"\n"})
 
 
 def calendar_format(organisation: str) -> Format:
@@ -23,7 +27,7 @@ def calendar_format(organisation: str) -> Format:
 
 def calendar(organisation: str) -> Calendar:
     """A calendar without events. It must have a component, hence the time zone, which the events do not need."""
-    name = vText(CONTROL.sub(" ", organisation))  # the library escapes no text of properties that it does not know
+    name = vInline(CONTROL.sub(" ", organisation).translate(ESCAPES))
     empty = Calendar()
     empty.add("prodid", PRODUCT)
     empty.add("version", "2.0")

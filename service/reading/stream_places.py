@@ -1,7 +1,8 @@
 """Places for streams, each of which holds a database connection: shared fairly between organisations.
 
-A free place goes to the waiting organisation with the fewest streams, and the last one only to an organisation without
-any. While a request waits, a slow reader is cut: one that has not taken a portion of its list for GRACE_SECONDS.
+A free place goes to the waiting organisation with the fewest streams, of several to the one whose turn is longest ago,
+and the last one only to an organisation without any. While a request waits, a slow reader is cut: one that has not
+taken a portion of its list for GRACE_SECONDS.
 """
 
 import asyncio
@@ -54,7 +55,11 @@ class StreamPlaces:
             await self._wait(place)
             yield place
         finally:
-            (self._taken if place in self._taken else self._waiting).remove(place)
+            if place in self._taken:
+                self._taken.remove(place)
+                self._waiting.sort(key=lambda each: each.organisation == organisation)  # behind all others
+            else:
+                self._waiting.remove(place)
             self._grant()
 
     async def _wait(self, place: StreamPlace) -> None:

@@ -16,6 +16,7 @@ log = structlog.get_logger()
 
 HEADER_BYTES_MAX = 32_768  # of the request line and the headers together
 FRAMED_BODY_BYTES_MAX = 33_554_432  # 8 times 4 MiB, since chunks of one byte cost 6 bytes per byte
+PIECE_BYTES_MAX = 4_096  # of heads that are parsed at once: every request that waits for its turn takes 2 KB
 REFUSED_CONNECTIONS_MAX = 50  # beyond CONNECTIONS_MAX, each with an answer and a lingering close
 TRAILERS: deque[object] = deque(maxlen=0)  # discards the fields after a chunked body (RFC 9110, section 6.5.1)
 
@@ -36,6 +37,7 @@ class Connection(AnsweringProtocol):
         self.last_progress_at = 0.0
         self._bytes = 0  # of the head, or of the body with its framing
         self._head_counted = True
+        self._unread = b""  # what has come, but is not parsed while earlier requests are unanswered
         self.app_state["connections"].add(self)
         admitted = len(self.app_state["connections"]) - len(self.refused)
         if admitted > self.app_state["settings"].connections_max:
@@ -55,14 +57,27 @@ class Connection(AnsweringProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        while data and not self._ended:
-            piece = data[: HEADER_BYTES_MAX - (self._bytes if self.reading == "head" else 0)]
-            data = data[len(piece) :]
-            while piece and not self._ended:
-                piece = self._feed(piece)
+        self._unread += data
+        self._read_on()
 
-    def _feed(self, piece: bytes) -> bytes:
-        """Returns what is to be parsed again. A piece is never longer than the rest of a head may be."""
+    def go_on(self) -> None:
+        super().go_on()
+        self._read_on()
+
+    def _read_on(self) -> None:
+        while self._unread and not (self._ended or self.pipeline):
+            size = HEADER_BYTES_MAX
+            if self.reading != "body":
+                size = min(PIECE_BYTES_MAX, size - (self._bytes if self.reading else 0))
+            piece, self._unread = self._unread[:size], self._unread[size:]
+            self._feed(piece)
+        if self._ended:
+            self._unread = b""
+        elif self._unread:
+            self.pause()
+
+    def _feed(self, piece: bytes) -> None:
+        """A piece is never longer than the rest of a head may be."""
         before, messages = self.reading, self.messages
         upgrade_at = None
         try:
@@ -71,15 +86,14 @@ class Connection(AnsweringProtocol):
             upgrade_at = upgrade.args[0]
         except httptools.HttpParserCallbackError as error:
             self._stop(error.__context__ or error)
-            return b""
+            return
         except httptools.HttpParserError as error:
             self.refuse(invalid_http(str(error)))
-            return b""
+            return
         if upgrade_at is not None:  # not where it is caught: it would become the context of later errors
-            return self._begin_without_upgrade() + piece[upgrade_at:]
-        if self.reading:
+            self._parse_without_upgrade(piece[upgrade_at:])
+        elif self.reading:
             self._count(piece, before, messages)
-        return b""
 
     def _count(self, piece: bytes, before: str | None, messages: int) -> None:
         """Checks the size of the message that is being read; `before` and `messages` are those before the piece."""
@@ -104,14 +118,14 @@ class Connection(AnsweringProtocol):
     def _should_upgrade(self) -> bool:
         return True  # makes uvicorn hold the request back
 
-    def _begin_without_upgrade(self) -> bytes:
+    def _parse_without_upgrade(self, rest: bytes) -> None:
         """A server may ignore `Upgrade` (RFC 9110, section 7.8), which clients in Java and curl --http2 offer first.
-        httptools would take the body for another protocol, so the head that is returned is parsed instead."""
+        httptools would take the body for another protocol, so the head is parsed again without the offer."""
         head = without_upgrade(self.parser.get_method(), self.url, self.parser.get_http_version(), self.headers)
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self.reading = None
-        return head
+        self._unread = head + rest + self._unread
 
     def on_message_begin(self) -> None:
         if self.wire.is_closing() or (self.cycle and not self.cycle.keep_alive):

@@ -26,7 +26,12 @@ def check_head(method: bytes, version: str, headers: Headers) -> None:
         raise invalid_http(f"HTTP/{version} is not supported")
     if method == b"CONNECT":  # the parser would read nothing after it
         raise invalid_http("CONNECT is not supported")
-    hosts = [value for name, value in headers if name == b"host"]
+    hosts = []
+    for name, value in headers:
+        if name == b"host":
+            hosts.append(value)
+        elif name == b"transfer-encoding" and (version != "1.1" or value.lower() != b"chunked"):
+            raise invalid_http("the only transfer coding is chunked, and only in HTTP/1.1")
     if len(hosts) > 1 or (version == "1.1" and not hosts):
         raise invalid_http(f"there must be one Host header, not {len(hosts)}")
     if hosts and not is_host(hosts[0]):

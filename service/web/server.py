@@ -1,6 +1,7 @@
 """uvicorn, set up for this service: one process on a socket that is already listening."""
 
 import gc
+import logging
 import resource
 import socket
 from collections.abc import Callable, Iterator
@@ -48,6 +49,13 @@ def listening(settings: Settings) -> Iterator[socket.socket]:
         yield listener
 
 
+def as_warning(record: logging.LogRecord) -> bool:
+    """For uvicorn's log, where a list that was cut, and requests that did not end within the grace time, are errors."""
+    if record.getMessage().startswith(("ASGI callable returned without completing", "Cancel ")):
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+    return True
+
+
 class Server(uvicorn.Server):
     """Always ends in the same way: uvicorn's own server skips the end of the lifespan at a second Ctrl-C, and raises
     the signal again at its end."""
@@ -73,6 +81,7 @@ def run(create_app: CreateApp, settings: Settings, listener: socket.socket) -> N
     gc.freeze()  # objects that exist by now stay alive, so collections need not visit them
     gc.set_threshold(GARBAGE_OBJECTS)
     settings = within_descriptors(settings)
+    logging.getLogger("uvicorn.error").addFilter(as_warning)
     config = uvicorn.Config(
         create_app(settings),
         loop="uvloop",

@@ -200,6 +200,7 @@ def write(service: ServiceProcess, organisation: str, path: str, *lines: tuple[s
         [CROSS_SITE],
         [SAME_SITE],
         [CROSS_SITE, SAME_ORIGIN],
+        [SAME_ORIGIN, CROSS_SITE],
         [("Sec-Fetch-Site", "Cross-Site")],
         [("Origin", "https://api.example:8443"), ("Host", "api.example")],
         [("Origin", "https://[::2]"), ("Host", "[::1]")],

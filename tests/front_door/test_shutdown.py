@@ -63,3 +63,4 @@ def test_read_cut_by_a_shutdown_is_not_told_of_a_write(database_url: str, tmp_pa
         service.process.send_signal(INTERRUPT)
         assert assert_problem(read.result(), 503, "OVERLOADED")["detail"] == "The service is shutting down."
         assert service.process.wait(30) == 0
+        assert [event for event in service.events() if event["level"] == "error"] == []

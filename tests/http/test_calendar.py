@@ -82,6 +82,7 @@ def test_an_organisation_without_appointments_has_a_valid_calendar(client: httpx
         ("a\nb", "a\\nb"),
         ("a\r\nb", "a \\nb"),
         ("a,b;c\\d", r"a\,b\;c\\d"),
+        (r"\N\n\r", r"\\N\\n\\r"),
         ('"a": b\t\x85\u2028c', '"a": b\t  c'),
         ("é" * 100, "é" * 100),
         ("\U00010000\n", "\U00010000"),  # trimmed

@@ -116,6 +116,12 @@ def test_an_invalid_query_is_rejected(client: httpx.Client, query: str, code: st
     assert_problem(client.get(f"/api/appointments?{query}"), 400, code, fields)
 
 
+@pytest.mark.parametrize("query", ["%ff=1", "org=%ff", "foo=%ff", "%ff=%ff"])
+def test_the_error_for_a_parameter_that_is_not_utf8_says_so(client: httpx.Client, query: str) -> None:
+    [fault] = client.get(f"/api/appointments?{query}").json()["errors"]
+    assert fault["detail"] == "Not UTF-8. Expected percent-encoded UTF-8."
+
+
 def test_the_error_for_a_plus_sign_suggests_its_encoding(client: httpx.Client) -> None:
     response = client.get("/api/appointments?at=2020-10-10T10:00:00+02:00")
     assert "%2B" in response.json()["errors"][0]["detail"]

@@ -397,6 +397,7 @@ def test_an_unchanged_list_is_not_sent_again(client: httpx.Client, organisation:
         (['"{bare}-gzip"'], 304),
         (['W/"{bare}--gzip"'], 304),
         (['W/"{bare};gzip"'], 304),
+        (['"{bare};gz"'], 304),
         (['"x", W/"{bare}-br"'], 304),
         (['W/"{bare}-zstd"'], 304),
         (['W/"{bare}-gzip-gzip"'], 304),
@@ -413,7 +414,7 @@ def test_an_unchanged_list_is_not_sent_again(client: httpx.Client, organisation:
 def test_the_tag_is_found_among_those_of_other_answers_and_with_the_suffix_of_a_coding(
     client: httpx.Client, organisation: str, lines: list[str], status: int
 ) -> None:
-    """Apache, Caddy and Jetty append the coding when they compress."""
+    """Apache, Caddy, Jetty and LiteSpeed append the coding when they compress."""
     post(client, organisation)
     url = f"/api/appointments?org={organisation}"
     tag = client.get(url).headers["etag"]

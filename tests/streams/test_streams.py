@@ -201,6 +201,7 @@ def test_slow_readers_are_cut_while_others_wait(process: ServiceProcess) -> None
     complete = [read_chunks(reader).endswith(LAST_CHUNK) for reader in readers]
     assert complete.count(False) in (1, 2)  # for `found`, and for the last of the slow readers
     wait_until_no_stream_is_open(process.database_url)
+    assert [event for event in process.events() if event["level"] == "error"] == []
 
 
 @pytest.mark.parametrize("process", [DEFAULTS | {"STREAM_CONNECTIONS_MAX": "1"}], indirect=True)
@@ -238,6 +239,21 @@ async def test_freed_place_goes_to_the_waiting_organisation_with_the_fewest_stre
             await asyncio.sleep(0)
         assert order == ["c"]
     assert order == ["c", "a"]
+
+
+async def test_organisation_that_has_had_a_turn_waits_behind_those_that_came_later() -> None:
+    places = StreamPlaces(1)
+    order: list[str] = []
+
+    async def read(organisation: str) -> None:
+        async with places.place(organisation):
+            order.append(organisation)
+
+    async with asyncio.TaskGroup() as group, places.place("a"):
+        for organisation in ("a", "a", "b", "c"):
+            group.create_task(read(organisation))
+        await asyncio.sleep(0)
+    assert order == ["b", "c", "a", "a"]
 
 
 async def test_request_that_stops_waiting_leaves_its_place_to_others() -> None:

@@ -10,6 +10,7 @@ from uvicorn import Config
 from uvicorn.server import ServerState
 
 from service.settings import Settings
+from service.web.connection import PIECE_BYTES_MAX
 from service.web.cors import Cors
 from service.web.load_shedding import TURNS, SheddingConnection
 from service.web.turns import TURNS_PER_ROUND, Turns
@@ -109,6 +110,19 @@ async def test_other_requests_behind_a_refused_write_are_answered_in_order() -> 
     connection.data_received(WRITE[-1:])
     await rounds_until(lambda: len(transport.statuses()) == 21)
     assert connection not in TURNS.resting
+
+
+async def test_pipelined_requests_are_parsed_only_as_far_as_one_piece_ahead() -> None:
+    """A parsed request takes many times the bytes of a small one: 20 clients once made 450 MB of what they had sent."""
+    connection, transport = connect(lambda: True)
+    connection.data_received(READ * 300)
+    for _ in range(2):
+        assert len(connection.pipeline) <= PIECE_BYTES_MAX / len(READ)
+        assert not transport.reads
+        connection.data_received(WRITE)
+    await rounds_until(lambda: len(transport.statuses()) == 302)
+    assert set(transport.statuses()) == {b"200"}
+    assert transport.reads
 
 
 async def test_a_write_that_waited_for_its_turn_is_admitted_if_there_is_room_by_then() -> None:
