@@ -51,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     except BrokenPipeError:  # `export | head`
         return interruption.end_by(signal.SIGPIPE)
     except (StartError, OSError) as error:
+        interruption.raise_instead_of(error)
         print(f"error: {error}", file=sys.stderr)
         return 1
 
