@@ -20,7 +20,7 @@ from service.app import create_app
 from service.database import embedded, schema
 from service.database.pool import check_database
 from service.import_export import export_lines, import_lines
-from service.output import output_to
+from service.output import open_closed_streams, output_to
 from service.problems import StartError
 from service.settings import Settings, check_database_urls, read_settings
 from service.web import server
@@ -35,6 +35,7 @@ STANDARD_OUTPUT = "-"
 def main() -> int:
     """The exit status: 0 on success, 1 if the command failed or a line was refused, 2 for wrong usage. A command that
     a signal interrupts ends by that signal."""
+    open_closed_streams()
     arguments = parser().parse_args()
     try:
         interruption.raise_when_interrupted()
@@ -51,6 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     except BrokenPipeError:  # `export | head`
         return interruption.end_by(signal.SIGPIPE)
     except (StartError, OSError) as error:
+        interruption.raise_instead_of(error)
         print(f"error: {error}", file=sys.stderr)
         return 1
 

@@ -128,6 +128,11 @@ def check_target(parameters: dict[str, str]) -> None:
         raise ValueError(f"it names no database; {FORM}")
     if "," in parameters.get("host", ""):
         raise ValueError("it names several hosts; name the one that accepts writes")
+    if not (host := parameters.get("host", "")).startswith("/"):
+        try:
+            host.encode("idna")  # as Python does to look it up
+        except UnicodeError:
+            raise ValueError("the host is not a possible name") from None
     port = parameters.get("port", "1")
     if not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65_536:
         raise ValueError("the port must be a number from 1 to 65535")

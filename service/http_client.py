@@ -22,6 +22,8 @@ def client_options(url: str) -> dict[str, Any]:
         target = httpx.URL(url)
     except httpx.InvalidURL as error:
         raise StartError(f"The URL is wrong: {error}") from error
+    if not is_web_url(url):
+        raise StartError("The URL is wrong: expected one like http://127.0.0.1:3000.")
     try:
         certificates = httpx.create_ssl_context()
     except OSError as error:

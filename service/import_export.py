@@ -22,6 +22,7 @@ from service.contract.headers import LINES
 from service.http_client import client_options
 from service.output import output_to
 from service.problems import Problem, StartError
+from service.settings import masked_url
 
 Line = tuple[int, bytes]  # its number and text
 PATH = "/api/appointments"
@@ -61,24 +62,28 @@ def import_lines(file: str, url: str, token: str) -> int:
                 for (number, _), result in zip(batch, send(client, batch), strict=True):
                     counts[result.status] += 1
                     if problem := result.problem:
-                        fields = "".join(f" {error.field}: {error.detail}" for error in problem.errors or ())
-                        bar.write(f"line {number}: {problem.code}: {problem.detail}{fields}", file=sys.stderr)
+                        bar.write(f"line {number}: {problem.code}: {explained(problem)}", file=sys.stderr)
                 bar.update(sum(len(text) for _, text in batch))
     print(", ".join(f"{count} {status}" for status, count in counts.items()) or "nothing to import", file=sys.stderr)
     return 1 if counts["conflict"] or counts["invalid"] else 0
 
 
 def client_of(url: str, token: str) -> httpx.Client:
+    if not token.isprintable():  # httpx would quote it in its error
+        raise StartError("Setting AUTH_TOKEN is wrong: expected one line.")
     headers = {b"Authorization": f"Bearer {token}".encode()} if token else {}
     return httpx.Client(base_url=url, timeout=TIMEOUT_SECONDS, headers=headers, **client_options(url))
 
 
 def check_service(client: httpx.Client) -> None:
     """Before the first batch, a service that does not answer is more likely a wrong URL than an outage."""
+    url = masked_url(str(client.base_url))
     try:
-        client.get("/livez").raise_for_status()
+        status = client.get("/livez").status_code
     except httpx.HTTPError as error:
-        raise StartError(f"No service answers at {client.base_url}: {error}") from error
+        raise StartError(f"No service answers at {url}: {error}") from error
+    if status != httpx.codes.OK:
+        raise StartError(f"No service answers at {url}: status {status}")
 
 
 def check_form(source: BufferedReader) -> None:
@@ -142,7 +147,11 @@ def as_payload(text: bytes) -> bytes:
 
 def check_accepted(response: httpx.Response) -> None:
     if response.status_code != httpx.codes.OK:
-        raise StartError(f"The service refused the request: {problem_of(response).detail}")
+        raise StartError(f"The service refused the request: {explained(problem_of(response))}")
+
+
+def explained(problem: Problem) -> str:
+    return problem.detail + "".join(f" {error.field}: {error.detail}" for error in problem.errors or ())
 
 
 def problem_of(response: httpx.Response) -> Problem:

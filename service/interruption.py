@@ -27,6 +27,15 @@ def interrupt(number: int, _: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt(number)
 
 
+def raise_instead_of(error: BaseException) -> None:
+    """Raises the KeyboardInterrupt that led to the error, if one did: what cleans up after a signal may fail, too."""
+    cause: BaseException | None = error
+    while cause and not isinstance(cause, KeyboardInterrupt):
+        cause = cause.__context__
+    if cause:
+        raise cause from None
+
+
 @contextmanager
 def postponed() -> Iterator[None]:
     """A signal that raises KeyboardInterrupt does so at the end of the block, which keeps what it has started."""

@@ -2,8 +2,12 @@
 
 import io
 import logging
+import os
 import sys
+from collections.abc import Callable
 from contextvars import ContextVar
+from functools import partial
+from typing import TextIO, cast
 
 import msgspec
 import structlog
@@ -23,6 +27,27 @@ def merge_request(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     return {**REQUEST.get({}), **event}
 
 
+class Output(io.TextIOBase):
+    """Standard output for log lines: a reader that has gone, or a full disk, does not fail what is logged."""
+
+    def write(self, text: str) -> int:
+        self._keep_going(partial(sys.stdout.write, text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._keep_going(sys.stdout.flush)
+
+    def _keep_going(self, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except BrokenPipeError:  # no other reader will come; Python would fail again when it flushes at the end
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
+        except OSError:
+            pass
+
+
 def configure(level: str) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # names are Unicode, whatever the locale
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
@@ -30,14 +55,15 @@ def configure(level: str) -> None:
     last: list[Processor] = [structlog.dev.ConsoleRenderer(repr_native_str=True)]  # escapes control sequences in names
     if not sys.stdout.isatty():
         last = [processors.format_exc_info, processors.JSONRenderer(serializer=to_json)]
+    output = cast("TextIO", Output())
     structlog.configure(
         processors=[*first, *last],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.WriteLoggerFactory(sys.stdout),
+        logger_factory=structlog.WriteLoggerFactory(output),
         cache_logger_on_first_use=True,
     )
     # Libraries log through the standard library; only their warnings and errors are kept.
-    handler = logging.StreamHandler(sys.stdout)
+    handler = logging.StreamHandler(output)
     unmarked = ProcessorFormatter.remove_processors_meta
     handler.setFormatter(ProcessorFormatter(foreign_pre_chain=first, processors=[unmarked, *last]))
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)

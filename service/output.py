@@ -1,6 +1,8 @@
 """What a command writes: a file appears complete or not at all, and nothing is lost without an error."""
 
+import errno
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +13,17 @@ from uuid import uuid4
 from service.problems import StartError
 
 
+def open_closed_streams() -> None:
+    """What the caller has closed (`>&-`) is discarded; Python leaves None, which most libraries cannot write to."""
+    for name in ("stdout", "stderr"):
+        if not getattr(sys, name):
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - for good
+
+
 @contextmanager
 def output_to(file: str) -> Iterator[BinaryIO]:
-    """The file to write to; `-` is standard output. A regular file appears, or is replaced, once it is complete.
-    Raises StartError."""
+    """The file to write to; `-` is standard output. A regular file appears, or is replaced, once it is complete,
+    and keeps its permissions. Raises StartError."""
     target = Path(file)
     try:
         if file == "-":
@@ -24,7 +33,7 @@ def output_to(file: str) -> Iterator[BinaryIO]:
             with target.open("wb") as output:
                 yield output
         else:
-            with replacement(target.resolve()) as output:
+            with replacement(Path(os.path.realpath(target))) as output:
                 yield output
     except BrokenPipeError:
         raise
@@ -36,7 +45,9 @@ def output_to(file: str) -> Iterator[BinaryIO]:
 @contextmanager
 def standard_output() -> Iterator[BinaryIO]:
     """Apart from sys.stdout, which would try again at exit what could not be written."""
-    with os.fdopen(sys.stdout.fileno(), "wb", closefd=False) as output:
+    if not sys.__stdout__:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    with os.fdopen(sys.__stdout__.fileno(), "wb", closefd=False) as output:
         yield output
 
 
@@ -46,6 +57,8 @@ def replacement(target: Path) -> Iterator[BinaryIO]:
     new = target.with_name(f".export-{uuid4().hex}")
     try:
         with new.open("xb") as output:
+            if target.exists():
+                shutil.copymode(target, new)
             yield output
             output.flush()
             os.fsync(output.fileno())

@@ -102,6 +102,7 @@ def fault_of(url: str) -> str:
 def is_web_url(url: str) -> bool:
     try:
         parts = urlsplit(url)
+        (parts.hostname or "").encode("idna")  # raises for labels that no name can have
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         return False

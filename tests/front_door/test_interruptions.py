@@ -1,5 +1,6 @@
 """Commands that a signal interrupts end by that signal: a shell sees 128 and its number, and nothing is left behind."""
 
+import argparse
 import os
 import shutil
 import signal
@@ -16,10 +17,11 @@ import psutil
 import psycopg
 import pytest
 
-from service import ROOT
+from service import ROOT, __main__
 from service.database import schema
 from service.database.statements import LOCK_SCHEMA
 from service.database_url import for_psycopg
+from service.problems import StartError
 from tests.databases import new_database, query, wait_until_blocked
 from tests.processes import clean_environment, running_service, wait_until
 
@@ -72,6 +74,25 @@ def test_command_that_waits_for_the_lock_of_the_schema(
                 assert_interrupted(process, number)
         assert query(url, "select count(*) from pg_tables where schemaname = 'public'") == [(0,)]
         assert schema.migrate(url) == schema.KNOWN
+
+
+def test_error_of_the_clean_up_after_a_signal_does_not_hide_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: object) -> int:
+        try:
+            raise KeyboardInterrupt(signal.SIGTERM)
+        finally:
+            raise_start_error()
+
+    def raise_start_error() -> None:
+        try:
+            raise OSError("another command is already in progress")
+        except OSError as error:
+            raise StartError("The database refuses.") from error
+
+    monkeypatch.setattr(__main__, "run_command", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        __main__.run(argparse.Namespace())
+    assert caught.value.args == (signal.SIGTERM,)
 
 
 class Gate:

@@ -1,5 +1,6 @@
 """The service process on a given database: start, shutdown, limits, failures and logs."""
 
+import os
 import re
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from service import VERSION
 from service.database import schema
 from tests.databases import LOCK_ORGANISATION, assert_invariants, query, wait_until_blocked
 from tests.http.requests import assert_accepted, assert_problem, listed, post
-from tests.processes import ServiceProcess, clean_environment, running_service, wait_until
+from tests.processes import ServiceProcess, clean_environment, free_port, running_service, wait_until
 from tests.roles.role import role_under_test
 
 SESSIONS = """select pid from pg_stat_activity
@@ -200,16 +201,52 @@ def test_lost_connections_are_replaced(database_url: str, tmp_path: Path) -> Non
 
 def test_defect_is_a_500_without_details_and_a_log_line_with_the_traceback(database_url: str, tmp_path: Path) -> None:
     with running_service(tmp_path, DATABASE_URL=database_url) as service:
-        query(database_url, "drop function instant_text cascade")
+        query(
+            database_url,
+            "drop function change_cursor; create function change_cursor(bigint, timestamptz, uuid) returns text"
+            " language plpgsql as $$ begin raise 'instant_text failed'; end $$",
+        )
+        post(service.client, "o")
         response = service.client.get("/api/appointments?org=o", headers={"X-Request-Id": "the-defect"})
         assert (response.status_code, response.headers["x-request-id"]) == (500, "the-defect")
         assert response.headers["content-type"] == "application/problem+json"
         assert response.json()["code"] == "INTERNAL"
-        assert not re.search("select|instant_text|/service/|Traceback|Undefined", response.text)
+        assert not re.search("select|instant_text|/service/|Traceback|Raise", response.text)
         event = service.wait_for_event("request failed", request_id="the-defect")
         assert event["level"] == "error"
-        assert "UndefinedFunctionError" in event["exception"]
+        assert "RaiseError: instant_text failed" in event["exception"]
         assert service.wait_for_event("request", request_id="the-defect")["status"] == 500
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_service_whose_logs_nobody_reads_any_more_serves_on(database_url: str, tmp_path: Path, workers: str) -> None:
+    port = free_port()
+    settings = {"DATABASE_URL": database_url, "PORT": str(port), "LOG_LEVEL": "debug", "WORKERS": workers}
+    reading, writing = os.pipe()
+    os.close(reading)
+    with (
+        subprocess.Popen(
+            [sys.executable, "-m", "service", "serve"],
+            cwd=tmp_path,
+            env=clean_environment(**settings),
+            stdout=writing,
+            stderr=subprocess.PIPE,
+        ) as process,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}") as client,
+    ):
+        os.close(writing)
+        wait_until(lambda: answers(client))
+        assert client.get("/nowhere").status_code == 404
+        assert client.get("/api/appointments").status_code == 200
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60)[1] == b""
+        assert process.returncode == 0
+
+
+def answers(client: httpx.Client) -> bool:
+    with suppress(httpx.TransportError):
+        return client.get("/readyz").status_code == 200
+    return False
 
 
 def test_readiness_names_the_missing_migration(database_url: str, tmp_path: Path) -> None:
@@ -220,6 +257,18 @@ def test_readiness_names_the_missing_migration(database_url: str, tmp_path: Path
         query(database_url, "drop table _yoyo_migration")
         ready = assert_problem(service.client.get("/readyz"), 503, "NOT_READY")
         assert "0001.appointments" in ready["detail"]
+
+
+def test_what_a_rollback_has_dropped_is_a_503_for_requests_that_need_it(database_url: str, tmp_path: Path) -> None:
+    with running_service(tmp_path, DATABASE_URL=database_url) as service:
+        for known in reversed(schema.KNOWN):
+            assert schema.rollback(database_url) == [known]
+            for query_string in ("", "?limit=1", "?asOf=2020-01-01", "/versions?id=a", "/changes", ".ics"):
+                response = service.client.get(f"/api/appointments{query_string}")
+                assert response.is_success or assert_problem(response, 503, "DATABASE_UNAVAILABLE")
+            assert service.client.get("/api/appointments").status_code == 503
+        assert schema.migrate(database_url) == schema.KNOWN
+        wait_until(lambda: service.client.get("/api/appointments").status_code == 200)
 
 
 def test_missing_tables_are_reported_as_503_and_not_as_500(database_url: str, tmp_path: Path) -> None:

@@ -3,8 +3,11 @@
 import os
 import re
 import signal
+import subprocess
+import sys
 from datetime import datetime, timedelta
 from pathlib import Path
+from subprocess import DEVNULL, PIPE
 from tempfile import gettempdir
 
 import httpx
@@ -14,7 +17,7 @@ import pytest
 from service.web.workers import METRICS
 from tests.databases import assert_invariants, query
 from tests.http.requests import assert_accepted, post
-from tests.processes import ServiceProcess, running_service, wait_until
+from tests.processes import ServiceProcess, clean_environment, running_service, wait_until
 
 
 def started_workers(service: ServiceProcess, count: int) -> list[int]:
@@ -149,3 +152,19 @@ def test_workers_that_are_stopped_while_they_start_end_in_silence(
         service.process.send_signal(number)
         assert service.process.wait(10) == 0
         assert "Traceback" not in service.log_file.read_text()
+
+
+def test_workers_that_are_interrupted_during_their_imports_end_in_silence(database_url: str, tmp_path: Path) -> None:
+    environment = clean_environment(DATABASE_URL=database_url, PORT="0", WORKERS="2")
+    line = [sys.executable, "-m", "service", "serve"]
+    with subprocess.Popen(line, cwd=tmp_path, env=environment, stdout=DEVNULL, stderr=PIPE) as process:
+        parent = psutil.Process(process.pid)
+
+        def importing() -> bool:
+            workers = [child for child in parent.children() if "spawn_main" in " ".join(child.cmdline())]
+            return len(workers) == 2 and workers[0].cpu_times().user > 0.05
+
+        wait_until(importing)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60)[1] == b""
+        assert process.returncode in (0, -signal.SIGINT)

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -27,7 +27,7 @@ where schemaname = 'public' and tablename not like '%yoyo%'
 union all select 'constraint', conname::text, pg_get_constraintdef(oid) from pg_constraint
 where conrelid::regclass::text in ('appointments', 'appointment_versions')
 union all select 'function', proname::text, pg_get_functiondef(p.oid) from pg_proc as p
-where proname in ('instant_text', 'appointment_members', 'version_json')
+where proname in ('instant_text', 'appointment_members', 'version_json', 'change_cursor')
 order by 1, 2, 3"""
 ROWS = """
 insert into appointments
@@ -77,6 +77,27 @@ def test_concurrent_runs_apply_each_migration_once(empty_url: str) -> None:
     for thread in threads:
         thread.join()
     assert sorted(applied) == [[], [], [], schema.KNOWN]
+
+
+FAIL = """
+create function fail() returns trigger language plpgsql as $$ begin raise 'cut off'; end $$;
+create trigger cut_off before insert or delete on _yoyo_migration for each row execute function fail();"""
+
+
+@pytest.mark.parametrize("command", [schema.migrate, schema.rollback])
+def test_run_that_is_cut_off_before_it_records_a_migration_can_be_repeated(
+    empty_url: str, command: Callable[[str], list[str]]
+) -> None:
+    schema.migrate(empty_url)
+    if command is schema.migrate:
+        schema.rollback(empty_url)
+    before = query(empty_url, CATALOGUE)
+    query(empty_url, FAIL)
+    with pytest.raises(StartError, match="cut off"):
+        command(empty_url)
+    assert query(empty_url, CATALOGUE) == before
+    query(empty_url, "drop function fail cascade")
+    assert command(empty_url) == schema.KNOWN[-1:]
 
 
 def test_stale_lock_row_of_a_killed_run_is_ignored(empty_url: str) -> None:

@@ -201,6 +201,8 @@ def test_every_command_refuses_such_an_option_before_it_connects(server_url: str
         ("postgres://u:s3cret@h:0/d", "port"),
         ("postgres://u:s3cret@h:65536/d", "port"),
         ("postgres://u:s3cret@h/d?port=x", "port"),
+        (f"postgres://u:s3cret@{'a' * 64}/d", "not a possible name"),
+        ("postgres://u:s3cret@/d?host=a..b", "not a possible name"),
         ("postgres://u:s3cret@h:x/d", "expected postgresql://"),
         ("postgres://u:s3cret@::1/d", "expected postgresql://"),
         ("postgres://u:s3cret@[::1/d", "expected postgresql://"),

@@ -112,7 +112,9 @@ def test_unusable_certificates_are_reported(
         client_options("https://issuer.example/keys")
 
 
-@pytest.mark.parametrize("url", ["http://h:x", "http://[::1", "http://h\n/"])
+@pytest.mark.parametrize(
+    "url", ["http://h:x", "http://[::1", "http://h\n/", "h:1", "ftp://h", f"http://{'a' * 64}", "http://a..b"]
+)
 def test_an_unusable_url_is_reported(url: str) -> None:
     with pytest.raises(StartError, match="The URL is wrong: "):
         client_options(url)

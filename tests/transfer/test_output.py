@@ -77,6 +77,34 @@ def test_file_has_the_list_and_the_permissions_of_any_new_file(
     assert {path.name for path in file.parent.iterdir()} == {file.name, "plain"}
 
 
+def test_file_keeps_the_permissions_that_it_had(service: ServiceProcess, file: Path) -> None:
+    file.chmod(0o600)
+    assert run("export", "--url", service.url, "--output", str(file)).returncode == 0
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert file.read_bytes() != OLD
+
+
+def test_links_that_lead_to_each_other_leave_no_stack_trace(service: ServiceProcess, file: Path) -> None:
+    link = file.parent / "link"
+    link.symlink_to(link)
+    assert b"Traceback" not in run("export", "--url", service.url, "--output", str(link)).stderr
+
+
+@pytest.mark.parametrize("arguments", [["export"], ["import", "/dev/null"]])
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_closed_standard_streams(service: ServiceProcess, arguments: list[str], closed: int) -> None:
+    done = subprocess.run(
+        ["bash", "-c", f'exec "$@" --url {service.url} {closed}>&-', "", sys.executable, "-m", "service", *arguments],
+        env=clean_environment(),
+        capture_output=True,
+        timeout=60,
+    )
+    lost = closed == 1 and arguments == ["export"]
+    errors = {"export": b"error: Cannot write standard output: Bad file descriptor.\n" if lost else b""}
+    assert done.returncode == int(lost)
+    assert done.stderr == errors.get(arguments[0], b"" if closed == 2 else b"nothing to import\n")
+
+
 def test_link_is_followed_and_a_device_is_written_to(service: ServiceProcess, organisation: str, file: Path) -> None:
     post(service.client, organisation)
     link = file.parent / "latest"

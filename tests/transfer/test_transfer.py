@@ -183,11 +183,14 @@ def test_an_export_as_of_an_instant_has_the_state_recorded_then(service: Service
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["export", "--as-of", "x"], b"error: The service refused the request: "),
+        (["export", "--as-of", "x"], b"`errors` lists every fault. asOf: "),
         (["import", "/nowhere"], b"No such file"),
         (["import", "/"], b"Is a directory"),
         (["import", "-", "--url", "http://127.0.0.1:1"], b"error: No service answers at http://127.0.0.1:1"),
+        (["import", "-", "--url", "http://u:password@127.0.0.1:1"], b" answers at http://u:***@127.0.0.1:1"),
         (["export", "--url", "http://127.0.0.1:1"], b"error: The list is incomplete"),
+        (["export", "--url", "127.0.0.1:3000"], b"error: The URL is wrong: expected one like http://127.0.0.1:3000."),
+        (["export", "--url", f"http://{'a' * 64}"], b"error: The URL is wrong: "),
     ],
 )
 def test_a_failure_is_reported_in_one_line(service: ServiceProcess, arguments: list[str], message: bytes) -> None:
@@ -197,6 +200,12 @@ def test_a_failure_is_reported_in_one_line(service: ServiceProcess, arguments: l
     [line] = finished.stderr.splitlines()
     assert line.startswith(b"error: ")
     assert message in line
+
+
+def test_url_of_something_else_is_reported_in_one_line(service: ServiceProcess) -> None:
+    finished = run("import", "-", "--url", f"{service.url}/elsewhere", stdin=b"{}")
+    error = f"error: No service answers at {service.url}/elsewhere/: status 404"
+    assert (finished.returncode, finished.stderr.decode().splitlines()) == (1, [error])
 
 
 def test_the_url_defaults_to_the_settings(service: ServiceProcess, organisation: str) -> None:
@@ -244,7 +253,8 @@ def test_import_and_export_use_a_proxy_for_other_hosts(command: list[str]) -> No
 
 
 @pytest.mark.parametrize("command", [["import", "-"], ["export"]])
-@pytest.mark.parametrize("token", ["not ASCII: é", "two\nlines"])
+@pytest.mark.parametrize("token", ["not ASCII: é", "s3cret\nlines"])
 def test_an_unusable_token_ends_without_a_stack_trace(service: ServiceProcess, command: list[str], token: str) -> None:
     finished = run(*command, "--url", service.url, stdin=b"", AUTH_TOKEN=token)
     assert b"Traceback" not in finished.stderr
+    assert b"s3cret" not in finished.stderr
