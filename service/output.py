@@ -15,9 +15,11 @@ from service.problems import StartError
 
 def open_closed_streams() -> None:
     """What the caller has closed (`>&-`) is discarded; Python leaves None, which most libraries cannot write to."""
-    for name in ("stdout", "stderr"):
+    for number, name in ((1, "stdout"), (2, "stderr")):
         if not getattr(sys, name):
-            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - for good
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+            os.set_inheritable(number, True)  # for workers
+            setattr(sys, name, os.fdopen(number, "w", encoding="utf-8", closefd=False))
 
 
 @contextmanager
