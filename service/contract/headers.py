@@ -24,13 +24,16 @@ CODING_SUFFIX = re.compile(r"((--?|;)(gzip|x-gzip|gz|deflate|br|zstd))*")
 def header(scope: Scope, name: bytes) -> str | None:
     """The value of the header of that name, given in lower case. Different lines of it are one list, joined by commas
     (RFC 9110, section 5.3), which is no valid value of a header that is not a list."""
-    values = scope.get("header_values")
-    if values is None:
-        values = scope["header_values"] = dict(scope["headers"])  # many are looked up, so each request has a table
-        if len(values) < len(scope["headers"]):
-            values |= joined_lines(scope["headers"])
-    value = values.get(name)
+    value = (scope.get("header_values") or header_values(scope)).get(name)
     return None if value is None else str(value, "latin-1")
+
+
+def header_values(scope: Scope) -> dict[bytes, bytes]:
+    """Kept in the scope, since each request has many headers looked up."""
+    values = scope["header_values"] = dict(scope["headers"])
+    if len(values) < len(scope["headers"]):
+        values |= joined_lines(scope["headers"])
+    return values
 
 
 def joined_lines(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:

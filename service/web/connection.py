@@ -62,7 +62,8 @@ class Connection(AnsweringProtocol):
 
     def go_on(self) -> None:
         super().go_on()
-        self._read_on()
+        if self._unread:
+            self._read_on()
 
     def _read_on(self) -> None:
         while self._unread and not (self._ended or self.pipeline):
