@@ -17,7 +17,7 @@ from service.settings import masked_url
 log = structlog.get_logger()
 
 REFRESH_SECONDS = 300
-RETRY_SECONDS = 10  # after a failed fetch, and between two fetches for unknown keys
+RETRY_SECONDS = 10  # after a failed fetch, and between two fetches for tokens that no key at hand has signed
 KEEP_SECONDS_MAX = 86_400  # of keys that the issuer no longer confirms
 FETCH_SECONDS_MAX = 5  # for everything from the connection to the last byte, redirects included
 REDIRECTS_MAX = 3
@@ -41,7 +41,7 @@ KEY_SET = msgspec.json.Decoder(KeySet)
 
 
 class PublishedKeys:
-    """Fetched regularly, and when a token names a key that is not there. While fetching fails, the keys at hand
+    """Fetched regularly, and for a token that no key at hand has signed. While fetching fails, the keys at hand
     stay in use, for a day at most."""
 
     def __init__(self, url: str, algorithms: Sequence[str], client: httpx.AsyncClient) -> None:
@@ -51,14 +51,13 @@ class PublishedKeys:
         self._asked_at = self._confirmed_at = -float("inf")
         self._asking = asyncio.Lock()
 
-    async def look_again(self, kid: str | None) -> bool:
-        """For a token that no key at hand has signed: whether there are other keys now. Fetches them if its `kid` is
-        unknown and the last fetch was not just now. Raises ProblemError if no keys are available."""
+    async def look_again(self) -> bool:
+        """For a token that no key at hand has signed: whether there are other keys now. Fetches them unless the last
+        fetch was just now. Raises ProblemError if no keys are available."""
         before = self.keys
-        if kid is None or all(key.kid != kid for key in before):
-            async with self._asking:  # concurrent requests share one fetch
-                if self.keys is before and monotonic() > self._asked_at + RETRY_SECONDS:
-                    await self._fetch()
+        async with self._asking:  # concurrent requests share one fetch
+            if self.keys is before and monotonic() > self._asked_at + RETRY_SECONDS:
+                await self._fetch()
         if not self.keys:
             raise ProblemError("NOT_READY", NO_KEYS)
         return self.keys is not before

@@ -103,7 +103,7 @@ class Tokens:
         try:
             return self._verify(text, kid, algorithm)
         except jwt.InvalidSignatureError:
-            if not self._published or not await self._published.look_again(kid):
+            if not self._published or not await self._published.look_again():
                 raise
             return self._verify(text, kid, algorithm)
 

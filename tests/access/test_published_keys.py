@@ -231,6 +231,7 @@ async def test_an_answer_with_a_usable_key_is_used(publisher: Publisher, answer:
 
 BY_RSA, BY_P256 = token("a", key=RSA, algorithm="RS256"), token("a", key=P256, algorithm="ES256")
 BY_OTHER_RSA = token("a", key=OTHER_RSA, algorithm="RS256")
+BY_OTHER_RSA_AS_ONE = token("a", key=OTHER_RSA, algorithm="RS256", kid="one")
 RSA_AS_TWO = token("a", key=RSA, algorithm="RS256", kid="two")
 RS512 = token("a", key=RSA, algorithm="RS512", kid="one")
 
@@ -302,16 +303,24 @@ async def test_a_limited_number_of_keys_is_tried(publisher: Publisher, monkeypat
         assert not await admits(checked, token("a", key=others[-1], algorithm="ES256"))
 
 
-async def test_keys_without_kid_are_replaced_once_another_one_signs(
-    publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("first", "second", "by_second"),
+    [
+        (without_kid(RSA), without_kid(OTHER_RSA), BY_OTHER_RSA),
+        (public_jwk("one", RSA), public_jwk("one", OTHER_RSA), BY_OTHER_RSA_AS_ONE),
+        (public_jwk("two", RSA), public_jwk("one", OTHER_RSA), BY_OTHER_RSA_AS_ONE),
+    ],
+)
+async def test_keys_are_replaced_once_another_one_signs(
+    publisher: Publisher, monkeypatch: pytest.MonkeyPatch, first: Any, second: Any, by_second: str
 ) -> None:
     monkeypatch.setattr(published_keys, "REFRESH_SECONDS", 600)
-    publisher.keys = [without_kid(RSA)]
+    publisher.keys = [first]
     async with opened(publisher) as checked:
         assert await admits(checked, BY_RSA)
-        publisher.keys = [without_kid(OTHER_RSA)]
+        publisher.keys = [second]
         async with asyncio.timeout(30):
-            while not await admits(checked, BY_OTHER_RSA):
+            while not await admits(checked, by_second):
                 await asyncio.sleep(0.01)
 
 
