@@ -221,18 +221,18 @@ def test_reader_that_keeps_reading_is_not_cut_while_others_wait(process: Service
     assert [event for event in process.events() if event["event"].startswith("list cut")] == []
 
 
+async def read_in_turn(places: StreamPlaces, organisation: str, order: list[str]) -> None:
+    async with places.place(organisation):
+        order.append(organisation)
+
+
 async def test_freed_place_goes_to_the_waiting_organisation_with_the_fewest_streams() -> None:
     places = StreamPlaces(2)
     order: list[str] = []
-
-    async def read(organisation: str) -> None:
-        async with places.place(organisation):
-            order.append(organisation)
-
     async with asyncio.TaskGroup() as group, places.place("a"):
         async with places.place("b"):
             for organisation in ("a", "c"):
-                group.create_task(read(organisation))
+                group.create_task(read_in_turn(places, organisation, order))
             await asyncio.sleep(0)
             assert order == []
         while not order:
@@ -244,14 +244,9 @@ async def test_freed_place_goes_to_the_waiting_organisation_with_the_fewest_stre
 async def test_organisation_that_has_had_a_turn_waits_behind_those_that_came_later() -> None:
     places = StreamPlaces(1)
     order: list[str] = []
-
-    async def read(organisation: str) -> None:
-        async with places.place(organisation):
-            order.append(organisation)
-
     async with asyncio.TaskGroup() as group, places.place("a"):
         for organisation in ("a", "a", "b", "c"):
-            group.create_task(read(organisation))
+            group.create_task(read_in_turn(places, organisation, order))
         await asyncio.sleep(0)
     assert order == ["b", "c", "a", "a"]
 
