@@ -13,8 +13,9 @@ with numbered as (
 ),
 filled as (
     insert into appointments
-        (id, org_id, external_id, during, payload_created_at, payload_updated_at, received_at, version)
+        (bucket, id, org_id, external_id, during, payload_created_at, payload_updated_at, received_at, version)
     select
+        organisation_bucket(org_id),
         id,
         org_id,
         'filled-' || n,
@@ -27,8 +28,9 @@ filled as (
     returning *
 )
 insert into appointment_versions
-    (appointment_id, org_id, external_id, during, payload_created_at, payload_updated_at, received_at, version, cancelled)
+    (bucket, appointment_id, org_id, external_id, during, payload_created_at, payload_updated_at, received_at, version, cancelled)
 select
+    bucket,
     id,
     org_id,
     external_id,

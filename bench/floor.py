@@ -32,15 +32,20 @@ UPSERT_VARIABLES = {
     "$6::timestamptz[]": "array[:updated_at]::timestamptz[]",
     "$7::bool[]": "array[false]::bool[]",
     "$8::uuid[]": "array[lpad(:external_id::text, 32, '0')]::uuid[]",
+    "$9::int4[]": "array[organisation_bucket(:organisation::text)]::int4[]",  # about 1 µs of the server
 }
 NO_FILTERS = {
-    "$8::bool": "false",
-    "$5::text": "null::text",
-    "$7::text": "null::text",
-    **{f"${number}::timestamptz": "null::timestamptz" for number in (2, 3, 4, 6)},
+    "$9::bool": "false",
+    "$6::text": "null::text",
+    "$8::text": "null::text",
+    **{f"${number}::timestamptz": "null::timestamptz" for number in (3, 4, 5, 7)},
 }
-LIST_VARIABLES = NO_FILTERS | {"$1::text": ":organisation::text", "$9::int8": "1001::int8"}
 SESSION = "-c plan_cache_mode=force_generic_plan -c jit=off -c timezone=UTC"  # the service's session settings
+
+
+def list_variables(organisation: str, rows: str) -> dict[str, str]:
+    key = {"$1::int4": f"organisation_bucket({organisation}::text)", "$2::text": f"{organisation}::text"}
+    return NO_FILTERS | key | {"$10::int8": f"{rows}::int8"}
 
 
 def upsert_rate(database_url: str, clients: int, seconds: float) -> float:
@@ -54,14 +59,14 @@ def upsert_rate(database_url: str, clients: int, seconds: float) -> float:
 
 def list_rate(database_url: str, clients: int, seconds: float) -> float:
     """Lists of organisation `1000` per second."""
-    text = "\\set organisation 1000\n" + script(LIST_APPOINTMENTS, LIST_VARIABLES)
+    text = "\\set organisation 1000\n" + script(LIST_APPOINTMENTS, list_variables(":organisation", "1001"))
     transactions, elapsed = pgbench(database_url, text, clients, seconds)
     return transactions / elapsed
 
 
 def copy_rate(database_url: str, organisation: str, rows: int) -> float:
     """Rows per second of `\\copy`, the fastest way to read the JSON of a list with psql."""
-    text = script(LIST_APPOINTMENTS, NO_FILTERS | {"$1::text": f"'{organisation}'::text", "$9::int8": "null::int8"})
+    text = script(LIST_APPOINTMENTS, list_variables(f"'{organisation}'", "null"))
     copied = " ".join(text.replace(";", "").split())
     command = [
         str(BINARIES / "psql"),

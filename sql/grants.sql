@@ -19,10 +19,10 @@ from (
         (2, 'grant usage on schema %1$I to %2$I'),
         (3, 'grant select on appointments, appointment_versions, _yoyo_migration to %2$I'),
         (4, 'grant insert (id, org_id, external_id, during, payload_created_at, payload_updated_at, received_at,'
-            ' version, cancelled) on appointments to %2$I'),
+            ' version, cancelled, bucket) on appointments to %2$I'),
         (5, 'grant update (during, payload_created_at, payload_updated_at, received_at, version, cancelled)'
             ' on appointments to %2$I'),
         (6, 'grant insert (appointment_id, org_id, external_id, during, payload_created_at, payload_updated_at,'
-            ' received_at, version, cancelled) on appointment_versions to %2$I')
+            ' received_at, version, cancelled, bucket) on appointment_versions to %2$I')
 ) as g (place, statement)
 order by g.place;

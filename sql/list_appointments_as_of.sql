@@ -1,16 +1,17 @@
 -- The appointments of an organisation as they were recorded at an instant, as response JSON.
 --
 -- Parameters: a filter that is null matches everything.
---   $1 text         organisation
---   $2 timestamptz  only those with start <= instant < end
---   $3 timestamptz  only those that end after this instant
---   $4 timestamptz  only those that start before this instant
---   $5 text         only the one with this external id
---   $6 timestamptz  only those after this position in the order: start
---   $7 text         and external id
---   $8 bool         true: include cancelled ones, and give every object a "cancelled" member
---   $9 timestamptz  the instant: the last version accepted at or before it counts
---   $10 int8        maximum number of appointments; null: no limit
+--   $1 int4         bucket of the organisation
+--   $2 text         organisation
+--   $3 timestamptz  only those with start <= instant < end
+--   $4 timestamptz  only those that end after this instant
+--   $5 timestamptz  only those that start before this instant
+--   $6 text         only the one with this external id
+--   $7 timestamptz  only those after this position in the order: start
+--   $8 text         and external id
+--   $9 bool         true: include cancelled ones, and give every object a "cancelled" member
+--   $10 timestamptz  the instant: the last version accepted at or before it counts
+--   $11 int8        maximum number of appointments; null: no limit
 -- Result, one row per appointment; if there is none, one row with only last_change:
 --   last_change         text         cursor of the organisation's last change; 0: none yet
 --   appointment         text         a JSON object
@@ -28,7 +29,8 @@ from (
         (
             select change_cursor(v.sequence_number, v.received_at, v.appointment_id)
             from appointment_versions as v
-            where v.org_id = $1::text
+            where v.bucket = $1::int4
+                and v.org_id = $2::text
             order by v.sequence_number desc
             limit 1
         ),
@@ -46,25 +48,27 @@ left join lateral (
             v.payload_updated_at,
             v.version
         )
-        || case when $8::bool then ',"cancelled":' || v.cancelled else '' end || '}' as appointment
+        || case when $9::bool then ',"cancelled":' || v.cancelled else '' end || '}' as appointment
     from appointments as known
     cross join lateral (
         select *
         from appointment_versions as version
-        where version.org_id = $1::text
+        where version.bucket = $1::int4
+            and version.org_id = $2::text
             and version.appointment_id = known.id
-            and version.received_at <= $9::timestamptz
+            and version.received_at <= $10::timestamptz
         order by version.received_at desc
         limit 1
     ) as v
-    where known.org_id = $1::text
+    where known.bucket = $1::int4
+        and known.org_id = $2::text
         -- External ids have at most 255 characters, so none sorts after this upper bound.
-        and known.external_id between coalesce($5::text, '') and coalesce($5::text, repeat(chr(1114111), 256))
-        and (not v.cancelled or $8::bool)
-        and (lower(v.during) <= $2::timestamptz) is not false
-        and (upper(v.during) > greatest($2::timestamptz, $3::timestamptz)) is not false
-        and (lower(v.during) < $4::timestamptz) is not false
-        and ((lower(v.during), v.external_id) > ($6::timestamptz, $7::text)) is not false
+        and known.external_id between coalesce($6::text, '') and coalesce($6::text, repeat(chr(1114111), 256))
+        and (not v.cancelled or $9::bool)
+        and (lower(v.during) <= $3::timestamptz) is not false
+        and (upper(v.during) > greatest($3::timestamptz, $4::timestamptz)) is not false
+        and (lower(v.during) < $5::timestamptz) is not false
+        and ((lower(v.during), v.external_id) > ($7::timestamptz, $8::text)) is not false
     order by lower(v.during), v.external_id
-    limit $10::int8
+    limit $11::int8
 ) as listed on true;

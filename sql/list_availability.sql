@@ -1,11 +1,12 @@
 -- The busy and the free intervals of an organisation within a window, as pieces of the response JSON.
 --
 -- Parameters:
---   $1 text         organisation
---   $2 timestamptz  start of the window
---   $3 timestamptz  end of the window, after its start
---   $4 int8         minimum length of a free interval in minutes; shorter ones are left out
---   $5 int8         maximum number of pieces; null: no limit
+--   $1 int4         bucket of the organisation
+--   $2 text         organisation
+--   $3 timestamptz  start of the window
+--   $4 timestamptz  end of the window, after its start
+--   $5 int8         minimum length of a free interval in minutes; shorter ones are left out
+--   $6 int8         maximum number of pieces; null: no limit
 -- Result, one row per piece; concatenated in order they form one JSON object:
 --   piece               text
 -- Lock: none.
@@ -15,24 +16,28 @@
 -- Active appointments do not overlap, so of those that start at or before the start of the window only
 -- the last one can reach into it.
 with asked as (
-    select tstzmultirange(tstzrange($2::timestamptz, $3::timestamptz)) as times
+    select tstzmultirange(tstzrange($3::timestamptz, $4::timestamptz)) as times
 ),
 taken as materialized (
     select coalesce(range_agg(a.during), '{}') as times
     from appointments as a
-    where a.org_id = $1::text
+    where a.bucket = $1::int4
+        and a.org_id = $2::text
         and not a.cancelled
         and lower(a.during) >= coalesce(
             (
-                select max(lower(reaching.during))
+                select lower(reaching.during)
                 from appointments as reaching
-                where reaching.org_id = $1::text
+                where reaching.bucket = $1::int4
+                    and reaching.org_id = $2::text
                     and not reaching.cancelled
-                    and lower(reaching.during) <= $2::timestamptz
+                    and lower(reaching.during) <= $3::timestamptz
+                order by lower(reaching.during) desc
+                limit 1
             ),
             '-infinity'
         )
-        and lower(a.during) < $3::timestamptz
+        and lower(a.during) < $4::timestamptz
 ),
 intervals as (
     select 'busy' as kind, busy.during
@@ -44,14 +49,14 @@ intervals as (
     from asked
     cross join taken
     cross join lateral unnest(asked.times - taken.times) as free (during)
-    where upper(free.during) - lower(free.during) >= $4::int8 * interval '1 minute'
+    where upper(free.during) - lower(free.during) >= $5::int8 * interval '1 minute'
 )
 select pieces.piece as piece
 from (
     select
         1 as section,
         null::timestamptz as start,
-        '{"from":"' || instant_text($2::timestamptz) || '","to":"' || instant_text($3::timestamptz)
+        '{"from":"' || instant_text($3::timestamptz) || '","to":"' || instant_text($4::timestamptz)
         || '","busy":[' as piece
     union all
     select
@@ -67,4 +72,4 @@ from (
     select 5 as section, null as start, ']}' as piece
 ) as pieces
 order by pieces.section, pieces.start
-limit $5::int8;
+limit $6::int8;

@@ -1,8 +1,9 @@
 -- All appointments of an organisation, including cancelled ones, for its calendar feed.
 --
 -- Parameters:
---   $1 text         organisation
---   $2 int8         maximum number of appointments; null: no limit
+--   $1 int4         bucket of the organisation
+--   $2 text         organisation
+--   $3 int8         maximum number of appointments; null: no limit
 -- Result, one row per appointment; if there is none, one row with only last_change:
 --   last_change         text         cursor of the organisation's last change; 0: none yet
 --   event               text         a VEVENT (RFC 5545)
@@ -24,7 +25,8 @@ with changes as (
         (
             select change_cursor(v.sequence_number, v.received_at, v.appointment_id)
             from appointment_versions as v
-            where v.org_id = $1::text
+            where v.bucket = $1::int4
+                and v.org_id = $2::text
             order by v.sequence_number desc
             limit 1
         ),
@@ -75,7 +77,8 @@ left join lateral (
                 '\n'
             ) as escaped
     ) as summary
-    where a.org_id = $1::text
+    where a.bucket = $1::int4
+        and a.org_id = $2::text
     order by a.external_id
-    limit $2::int8
+    limit $3::int8
 ) as listed on true;

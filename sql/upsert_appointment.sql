@@ -12,6 +12,7 @@
 --                     blocks it
 --   $8 uuid[]         row ids for appointments that do not exist yet; null: only wait for the lock, on
 --                     behalf of upserts that follow in the same transaction
+--   $9 int4[]         buckets of the organisations
 -- Result, one row per element, in any order:
 --   place               int8         position of the element, from 1
 --   verdict             text         busy: the lock was not available; nothing was decided
@@ -51,6 +52,7 @@ with proposed as materialized (
         p.payload_created_at,
         p.payload_updated_at,
         p.cancelled,
+        p.bucket,
         case
             when p.id is null then pg_advisory_xact_lock(hashtextextended(p.org_id, 0)) is not null
             else pg_try_advisory_xact_lock(hashtextextended(p.org_id, 0))
@@ -65,7 +67,8 @@ with proposed as materialized (
         $5::timestamptz[],
         $6::timestamptz[],
         $7::bool[],
-        $8::uuid[]
+        $8::uuid[],
+        $9::int4[]
     ) with ordinality as p (
         org_id,
         external_id,
@@ -75,6 +78,7 @@ with proposed as materialized (
         payload_updated_at,
         cancelled,
         id,
+        bucket,
         place
     )
     -- Active appointments do not overlap, so they end in the order in which they start: only the last
@@ -84,6 +88,7 @@ with proposed as materialized (
         select n.external_id, n.during
         from appointments as n
         where not p.cancelled
+            and n.bucket = p.bucket
             and n.org_id = p.org_id
             and not n.cancelled
             and lower(n.during) < p.ends_at
@@ -102,7 +107,8 @@ upserted as (
         payload_updated_at,
         received_at,
         version,
-        cancelled
+        cancelled,
+        bucket
     )
     select
         p.id,
@@ -113,12 +119,13 @@ upserted as (
         p.payload_updated_at,
         clock_timestamp(),
         1,
-        p.cancelled
+        p.cancelled,
+        p.bucket
     from proposed as p
     where p.locked
         and p.id is not null
         and p.blocker_external_id is null
-    on conflict (org_id, external_id) do update set
+    on conflict (bucket, org_id, external_id) do update set
         during = excluded.during,
         payload_created_at = excluded.payload_created_at,
         payload_updated_at = excluded.payload_updated_at,
@@ -135,7 +142,8 @@ upserted as (
         held.payload_updated_at,
         held.received_at,
         held.version,
-        held.cancelled
+        held.cancelled,
+        held.bucket
 ),
 versioned as (
     insert into appointment_versions (
@@ -147,7 +155,8 @@ versioned as (
         payload_updated_at,
         received_at,
         version,
-        cancelled
+        cancelled,
+        bucket
     )
     select
         u.id,
@@ -158,7 +167,8 @@ versioned as (
         u.payload_updated_at,
         u.received_at,
         u.version,
-        u.cancelled
+        u.cancelled,
+        u.bucket
     from upserted as u
     returning org_id, external_id, version
 )
@@ -173,7 +183,8 @@ select
         when (
             select c.payload_updated_at >= p.payload_updated_at
             from appointments as c
-            where c.org_id = p.org_id
+            where c.bucket = p.bucket
+                and c.org_id = p.org_id
                 and c.external_id = p.external_id
         ) then 'stale'
         else 'conflict'

@@ -19,6 +19,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from service.database.buckets import bucket_of
+
 Instant = Annotated[datetime, AfterValidator(lambda instant: instant.replace(tzinfo=instant.tzinfo or UTC))]
 
 
@@ -40,6 +42,7 @@ class Base(DeclarativeBase):
 class State:
     """The columns that an appointment and its versions share."""
 
+    bucket: Mapped[int]
     org_id: Mapped[str]
     external_id: Mapped[str]
     during: Mapped[Range[datetime]]
@@ -84,13 +87,15 @@ async def post_appointment(payload: Payload, database: Annotated[AsyncSession, D
 
 
 async def upsert(database: AsyncSession, payload: Payload) -> str:
-    own = (Appointment.org_id == payload.org_id, Appointment.external_id == payload.id)
+    bucket = bucket_of(payload.org_id)
+    organisation = (Appointment.bucket == bucket, Appointment.org_id == payload.org_id)
+    own = (*organisation, Appointment.external_id == payload.id)
     held = await database.scalar(select(Appointment).where(*own).with_for_update())
     if held and held.payload_updated_at >= payload.updated_at:
         return "ignored-stale"
     during = Range(payload.start, payload.end)
     blocker = select(Appointment.id).where(
-        Appointment.org_id == payload.org_id,
+        *organisation,
         Appointment.external_id != payload.id,
         func.lower(Appointment.during) < payload.end,  # appointments_start_idx supports this, but not &&
         func.upper(Appointment.during) > payload.start,
@@ -99,7 +104,7 @@ async def upsert(database: AsyncSession, payload: Payload) -> str:
     if await database.scalar(blocker.limit(1)):
         raise HTTPException(409)
     if held is None:
-        held = Appointment(id=uuid4(), org_id=payload.org_id, external_id=payload.id, version=0)
+        held = Appointment(id=uuid4(), bucket=bucket, org_id=payload.org_id, external_id=payload.id, version=0)
         database.add(held)
     held.during = during
     held.payload_created_at = payload.created_at
@@ -110,6 +115,7 @@ async def upsert(database: AsyncSession, payload: Payload) -> str:
     database.add(
         AppointmentVersion(
             appointment_id=held.id,
+            bucket=held.bucket,
             org_id=held.org_id,
             external_id=held.external_id,
             during=during,

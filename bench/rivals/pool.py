@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from service.database.buckets import bucket_of
 from service.database.statements import UPSERT_APPOINTMENT
 
 ANSWERS = {"ok": (200, {"status": "ok"}), "stale": (200, {"status": "ignored-stale"}), "conflict": (409, {})}
@@ -43,7 +44,7 @@ def instant(text: str) -> datetime:
 async def post_appointment(request: Request) -> JSONResponse:
     p = DECODER.decode(await request.body())
     instants = map(instant, (p.start, p.end, p.created_at, p.updated_at))
-    arguments = (p.org_id, p.id, *instants, False, uuid4())
+    arguments = (p.org_id, p.id, *instants, False, uuid4(), bucket_of(p.org_id))
     verdict = await decide(request.state.pool, arguments)
     while verdict == "busy":
         await asyncio.sleep(0.001)

@@ -17,6 +17,7 @@ def load(name: str) -> Statement:
 
 
 UPSERT_APPOINTMENT = load("upsert_appointment")
+PUT_APPOINTMENTS = load("put_appointments")
 LIST_APPOINTMENTS = load("list_appointments")
 LIST_APPOINTMENTS_AS_OF = load("list_appointments_as_of")
 LIST_VERSIONS = load("list_versions")

@@ -2,7 +2,8 @@
 
 A `notify` in the write would serialise the commits of the whole server, and a query for each request would be a load
 that grows with their number. So while any request waits, a process looks every POLL_SECONDS at all organisations that
-are waited for: one statement, with one index lookup for each of them.
+are waited for: one call for each of their buckets, with one index lookup for
+each of them.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from math import inf
 
+from service.database.buckets import by_bucket
 from service.database.pool import Database
 from service.database.statements import LIST_LAST_CHANGES
 from service.metrics import CHANGES_WAITING
@@ -64,7 +66,8 @@ class ChangePoller:
             try:
                 waiting = dict(self._waiting)  # requests that come later may know more than the rows
                 organisations = {organisation for organisation, _ in waiting.values()}
-                rows = await self._database.fetch(LIST_LAST_CHANGES, list(organisations))
+                async with self._database.connection() as connection:
+                    rows = await connection.fetch_many(LIST_LAST_CHANGES, by_bucket(organisations))
                 last_changes = {row["org_id"]: row["last_change"] for row in rows}
                 for changed, (organisation, after) in waiting.items():
                     if last_changes[organisation] != after and not changed.done():

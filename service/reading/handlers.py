@@ -12,6 +12,7 @@ from service.contract import parameters
 from service.contract.cursors import BEGINNING, ChangeCursor, VersionPlace
 from service.contract.parameters import ROWS_MAX, Parameters, read_query
 from service.database import statements as sql
+from service.database.buckets import key_of
 from service.database.pool import Database
 from service.logs import note
 from service.problems import ProblemError
@@ -32,7 +33,7 @@ async def list_appointments(request: Request, grant: Grant) -> Response:
 
 def listing_of(organisation: str, query: Mapping[str, Any], form: Format) -> Listing:
     filters = (query["at"], query["from"], query["to"], query["id"], *(query["cursor"] or (None, None)))
-    arguments = (organisation, *filters, query["includeCancelled"] or False)
+    arguments = (*key_of(organisation), *filters, query["includeCancelled"] or False)
     if as_of := query["asOf"]:
         return Listing(sql.LIST_APPOINTMENTS_AS_OF, (*arguments, as_of), form, tagged=True, current=False)
     return Listing(sql.LIST_APPOINTMENTS, arguments, form, tagged=True)
@@ -40,7 +41,7 @@ def listing_of(organisation: str, query: Mapping[str, Any], form: Format) -> Lis
 
 async def list_versions(request: Request, grant: Grant) -> Response:
     organisation, query = decode(request, grant, parameters.VERSIONS)
-    arguments = (organisation, query["id"], query["cursor"])
+    arguments = (*key_of(organisation), query["id"], query["cursor"])
     listing = Listing(sql.LIST_VERSIONS, arguments, accepted_format(request.scope), VersionPlace)
     return await answer(request, listing, query["limit"])
 
@@ -60,7 +61,7 @@ async def list_changes(request: Request, grant: Grant) -> Response:
 
 async def changes_after(database: Database, organisation: str, after: ChangeCursor, limit: int) -> Rows:
     """Raises ProblemError, a 410, if the cursor names a change of another history."""
-    rows = await database.fetch(sql.LIST_CHANGES, organisation, *after, limit)
+    rows = await database.fetch(sql.LIST_CHANGES, *key_of(organisation), *after, limit)
     if not rows[0]["known"]:
         raise ProblemError("CURSOR_GONE", CURSOR_GONE)
     return rows if rows[0]["change"] is not None else []
@@ -80,13 +81,13 @@ async def disconnected(request: Request) -> None:
 
 async def list_availability(request: Request, grant: Grant) -> Response:
     organisation, query = decode(request, grant, parameters.AVAILABILITY)
-    arguments = (organisation, query["from"], query["to"], query["minMinutes"] or 0)
+    arguments = (*key_of(organisation), query["from"], query["to"], query["minMinutes"] or 0)
     return await answer(request, Listing(sql.LIST_AVAILABILITY, arguments, PIECES))
 
 
 async def calendar(request: Request, grant: Grant) -> Response:
     organisation, _ = decode(request, grant, parameters.CALENDAR)
-    listing = Listing(sql.LIST_CALENDAR, (organisation,), calendar_format(organisation), tagged=True)
+    listing = Listing(sql.LIST_CALENDAR, key_of(organisation), calendar_format(organisation), tagged=True)
     return await not_modified(request, organisation, listing) or await answer(request, listing)
 
 

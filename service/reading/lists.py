@@ -28,8 +28,8 @@ PREFIX = re.compile("(/[A-Za-z0-9._~-]+)*")  # a path, and never `//host`
 
 
 class Listing(NamedTuple):
-    """A statement that lists rows, with all its arguments but the last, the largest number of rows. The first argument
-    is the organisation."""
+    """A statement that lists rows, with all its arguments but the last, the largest number of rows. It begins with
+    the key of the organisation."""
 
     statement: Statement
     arguments: tuple[object, ...]
@@ -84,7 +84,7 @@ class Stream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         listing = self._listing
-        async with self._places.place(str(listing.arguments[0])) as place, self._database.connection() as connection:
+        async with self._places.place(str(listing.arguments[1])) as place, self._database.connection() as connection:
             try:
                 async with (
                     asyncio.timeout(self._seconds_max) as place.limit,

@@ -12,10 +12,11 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from service.contract.body import Appointment
+from service.database.buckets import bucket_of
 from service.problems import Conflict
 
 WRITES_MAX = 256  # of a batch
-ARGUMENTS = 8  # of the statement
+ARGUMENTS = 9  # of the statement
 START = itemgetter(0)
 
 
@@ -40,7 +41,17 @@ class Write:
     ) -> None:
         self.appointment = a = appointment
         self.organisation = a.org_id
-        self.arguments = (a.org_id, a.id, a.start, a.end, a.created_at, a.updated_at, a.cancelled, uuid7())
+        self.arguments = (
+            a.org_id,
+            a.id,
+            a.start,
+            a.end,
+            a.created_at,
+            a.updated_at,
+            a.cancelled,
+            uuid7(),
+            bucket_of(a.org_id),
+        )
         self.future: asyncio.Future[Verdict] = loop.create_future()
         self.queued_at = monotonic()
         self.busy_rounds = 0

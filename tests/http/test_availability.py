@@ -117,9 +117,10 @@ def test_an_invalid_parameter_is_rejected(
 COUNT = 2 * ROWS_MAX
 FILL = f"""
 insert into appointments
-    (org_id, external_id, during, payload_created_at, payload_updated_at, received_at, version)
-select %s, n, tstzrange(start, start + interval '30 minutes'), start, start, start, 1
-from (select n, timestamptz '2000-01-01Z' + n * interval '1 hour' as start from generate_series(1, {COUNT}) as n) as s
+    (bucket, org_id, external_id, during, payload_created_at, payload_updated_at, received_at, version)
+select organisation_bucket(org_id), org_id, n, tstzrange(start, start + interval '30 minutes'), start, start, start, 1
+from (select n, timestamptz '2000-01-01Z' + n * interval '1 hour' as start from generate_series(1, {COUNT}) as n) as s,
+    (values (%s)) as organisations (org_id)
 """
 
 

@@ -27,16 +27,17 @@ where schemaname = 'public' and tablename not like '%yoyo%'
 union all select 'constraint', conname::text, pg_get_constraintdef(oid) from pg_constraint
 where conrelid::regclass::text in ('appointments', 'appointment_versions')
 union all select 'function', proname::text, pg_get_functiondef(p.oid) from pg_proc as p
-where proname in ('instant_text', 'appointment_members', 'version_json', 'change_cursor')
+where proname in ('instant_text', 'appointment_members', 'version_json', 'change_cursor',
+    'organisation_bucket', 'put_appointments')
 order by 1, 2, 3"""
 ROWS = """
 insert into appointments
-    (org_id, external_id, during, payload_created_at, payload_updated_at, received_at, version)
-values ('o', 'a', '[2020-01-01,2020-01-02)', now(), now(), now(), 1);
+    (bucket, org_id, external_id, during, payload_created_at, payload_updated_at, received_at, version)
+values (organisation_bucket('o'), 'o', 'a', '[2020-01-01,2020-01-02)', now(), now(), now(), 1);
 insert into appointment_versions
-    (org_id, appointment_id, external_id, during, payload_created_at, payload_updated_at, received_at,
+    (bucket, org_id, appointment_id, external_id, during, payload_created_at, payload_updated_at, received_at,
     version, cancelled)
-select org_id, id, external_id, during, payload_created_at, payload_updated_at, received_at,
+select bucket, org_id, id, external_id, during, payload_created_at, payload_updated_at, received_at,
     version, cancelled
 from appointments;"""
 

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from service.contract.body import Appointment
+from service.database.buckets import bucket_of
 from service.database.connection import set_instant_codec
 from service.database.statements import UPSERT_APPOINTMENT
 from service.problems import ProblemError
@@ -55,7 +56,7 @@ class Rival:
         if not lock:
             text = re.sub(r"pg_(try_)?advisory_xact_lock\(.*?, 0\)\)", "$1::text is not null", text)
             assert "advisory_xact" not in text
-        arguments = (row.org_id, row.id, row.start, row.end, row.created_at, row.updated_at, row.cancelled, uuid7())
+        arguments = (row.org_id, row.id, row.start, row.end, row.created_at, row.updated_at, row.cancelled, uuid7(), bucket_of("o"))
         result = await self.connection.fetchrow(text, *([argument] for argument in arguments))
         verdict: str = result["verdict"]
         return verdict

@@ -7,6 +7,7 @@ import asyncpg
 import psycopg
 import pytest
 
+from service.database.buckets import bucket_of, key_of
 from service.database.pool import Database
 from service.database.statements import LIST_APPOINTMENTS, UPSERT_APPOINTMENT
 from service.writing.batch import uuid7
@@ -28,7 +29,7 @@ async def upsert(
     org_id: str = "o",
     cancelled: bool = False,
 ) -> dict[str, Any]:
-    arguments = (org_id, external_id, at(start), at(end), DAY, at(updated), cancelled, uuid7())
+    arguments = (org_id, external_id, at(start), at(end), DAY, at(updated), cancelled, uuid7(), bucket_of(org_id))
     [row] = await database.fetch(UPSERT_APPOINTMENT, *([argument] for argument in arguments))
     return {name: value for name, value in row.items() if value is not None and name != "place"}
 
@@ -85,7 +86,7 @@ async def test_cancelled_appointment_blocks_nothing_and_is_not_listed(database: 
     await upsert(database, "a", 10, 11)
     assert await upsert(database, "a", 10, 11, updated=1, cancelled=True) == {"verdict": "ok", "version": 2}
     assert (await upsert(database, "b", 10, 11))["verdict"] == "ok"
-    [row] = await database.fetch(LIST_APPOINTMENTS, "o", *[None] * 6, False, None)
+    [row] = await database.fetch(LIST_APPOINTMENTS, *key_of("o"), *[None] * 6, False, None)
     assert '"b"' in row["appointment"]
 
 
@@ -118,7 +119,7 @@ async def test_received_at_increases_even_if_the_clock_is_set_back(database: Dat
 
 async def test_upsert_is_busy_and_writes_nothing_while_the_lock_is_held(database: Database, database_url: str) -> None:
     async with database.connection() as holder, holder.transaction():
-        locked = await holder.fetch(UPSERT_APPOINTMENT, ["o", "p"], *[[None, None]] * 7)
+        locked = await holder.fetch(UPSERT_APPOINTMENT, ["o", "p"], *[[None, None]] * 8)
         assert [row["verdict"] for row in locked] == ["locked", "locked"]
         assert await upsert(database, "a", 10, 11) == {"verdict": "busy"}
         assert (await upsert(database, "a", 10, 11, org_id="other"))["verdict"] == "ok"
@@ -137,8 +138,8 @@ async def test_schema_rejects_intervals_other_than_start_inclusive_end_exclusive
         with pytest.raises(asyncpg.CheckViolationError):
             await connection.execute(
                 f"""insert into appointments
-                (org_id, external_id, during, payload_created_at, payload_updated_at, received_at, version)
-                values ('o', 'a', '{during}', now(), now(), now(), 1)"""
+                (bucket, org_id, external_id, during, payload_created_at, payload_updated_at, received_at, version)
+                values (organisation_bucket('o'), 'o', 'a', '{during}', now(), now(), now(), 1)"""
             )
     finally:
         await connection.close()
@@ -151,8 +152,8 @@ async def test_schema_rejects_overlapping_appointments(database: Database, datab
         with pytest.raises(asyncpg.ExclusionViolationError):
             await connection.execute(
                 """insert into appointments
-                (org_id, external_id, during, payload_created_at, payload_updated_at, received_at, version)
-                select org_id, 'b', during, now(), now(), now(), 1 from appointments"""
+                (bucket, org_id, external_id, during, payload_created_at, payload_updated_at, received_at, version)
+                select bucket, org_id, 'b', during, now(), now(), now(), 1 from appointments"""
             )
     finally:
         await connection.close()

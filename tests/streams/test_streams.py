@@ -20,8 +20,8 @@ from tests.processes import ServiceProcess, running_service, wait_until
 ROWS = 150_000  # far more than fits into the buffers of a connection
 FILL = f"""
 insert into appointments
-    (org_id, external_id, during, payload_created_at, payload_updated_at, received_at, version)
-select org, n, tstzrange(start, start + interval '1 hour'), start, start, start, 1
+    (bucket, org_id, external_id, during, payload_created_at, payload_updated_at, received_at, version)
+select organisation_bucket(org), org, n, tstzrange(start, start + interval '1 hour'), start, start, start, 1
 from
     (select n, timestamptz '2000-01-01Z' + n * interval '1 hour' as start from generate_series(1, {ROWS}) as n) as s,
     (values ('long', {ROWS}), ('other', 5000)) as organisations (org, rows)

@@ -1,0 +1,3 @@
+drop function put_appointments(
+    integer, text[], text[], timestamptz[], timestamptz[], timestamptz[], timestamptz[], boolean[], uuid[]
+);
