@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 from service import VERSION, metrics
 from service.access.tokens import open_tokens
 from service.contract import body, items
-from service.database.pool import open_database
+from service.database.pool import are_distributed, open_database
 from service.reading import handlers as reading
 from service.reading.change_poller import open_change_poller
 from service.reading.stream_places import StreamPlaces
@@ -61,13 +61,16 @@ async def lifespan(settings: Settings) -> AsyncIterator[dict[str, Any]]:
     shutdown = probes.Shutdown()
     connections: set[Connection] = set()
     ms_max = settings.stream_ms_max + STREAM_SLACK_MS
+    distributed = await are_distributed(settings)
     async with (
-        open_database(settings) as database,
+        open_database(settings, distributed=distributed) as database,
         # The probe has a connection of its own, since a busy pool does not make the service unready.
         open_database(settings, connections_max=1) as probe_database,
-        open_database(settings, connections_max=STREAM_CONNECTIONS_MAX, transaction_ms_max=ms_max) as stream_database,
+        open_database(
+            settings, distributed=distributed, connections_max=STREAM_CONNECTIONS_MAX, transaction_ms_max=ms_max
+        ) as stream_database,
         open_change_poller(database) as change_poller,
-        open_writer(settings) as writer,
+        open_writer(settings, distributed=distributed) as writer,
         open_tokens(settings) as tokens,
     ):
         levels = {
@@ -81,7 +84,14 @@ async def lifespan(settings: Settings) -> AsyncIterator[dict[str, Any]]:
         ):
             with probes.draining(shutdown, settings.shutdown_drain_ms, change_poller.end_waits):
                 where = {"api": f"{settings.url()}{APPOINTMENTS}", "docs": f"{settings.url()}/api/docs"}
-                log.info("started", version=VERSION, process=os.getpid(), settings=settings.masked(), **where)
+                log.info(
+                    "started",
+                    version=VERSION,
+                    process=os.getpid(),
+                    distributed=distributed,
+                    settings=settings.masked(),
+                    **where,
+                )
                 yield {  # what the handlers and the connections find in `scope["state"]`
                     "settings": settings,
                     "connections": connections,
@@ -97,5 +107,6 @@ async def lifespan(settings: Settings) -> AsyncIterator[dict[str, Any]]:
                     "change_poller": change_poller,
                     "writer": writer,
                     "shutdown": shutdown,
+                    "distributed": distributed,
                 }
     log.info("stopped", process=os.getpid())

@@ -56,6 +56,7 @@ class Settings(Struct, frozen=True, kw_only=True, rename=str.upper):
     stream_ms_max: Positive = 60_000
     writes_waiting_max: Positive = 1_024
     write_wait_ms_max: Positive = 5_000
+    write_connections_max: Positive = 4  # that write at a time where the tables are distributed
     statement_ms_max: Positive = 10_000
     statement_slow_ms: NotNegative = 200
     shutdown_drain_ms: NotNegative = 1_000

@@ -11,7 +11,7 @@ import structlog
 
 from service.database.connection import Connection, connect_options, set_up
 from service.database.failures import BROKEN, NO_ANSWER, Action, action_for
-from service.database.statements import Statement
+from service.database.statements import IS_DISTRIBUTED, Statement
 from service.problems import ProblemError, StartError
 from service.settings import Settings
 
@@ -88,7 +88,12 @@ class Database:
 
 @asynccontextmanager
 async def open_database(
-    settings: Settings, *, connections_max: int = 0, lock_ms_max: int = 0, transaction_ms_max: int = 0
+    settings: Settings,
+    *,
+    distributed: bool = False,
+    connections_max: int = 0,
+    lock_ms_max: int = 0,
+    transaction_ms_max: int = 0,
 ) -> AsyncIterator[Database]:
     """A pool of at most `connections_max` connections (0: the setting's number). `lock_ms_max` limits the wait for a
     lock; 0 leaves only the statement's limit, which is also a transaction's unless one is given."""
@@ -98,7 +103,7 @@ async def open_database(
         max_inactive_connection_lifetime=0,
         init=partial(set_up, transaction_ms_max=transaction_ms_max or settings.statement_ms_max),
         reset=keep_session,
-        **connect_options(settings, lock_ms_max),
+        **connect_options(settings, lock_ms_max, distributed=distributed),
     )
     try:
         yield Database(pool, settings)
@@ -111,6 +116,13 @@ async def open_database(
 
 async def keep_session(connection: Any) -> None:
     """No statement changes the session, and the default reset doubles the cost of a small read."""
+
+
+async def are_distributed(settings: Settings) -> bool:
+    """Whether Citus has distributed the tables. Raises ProblemError."""
+    async with open_database(settings, connections_max=1) as database:
+        [row] = await database.fetch(IS_DISTRIBUTED)
+    return bool(row["distributed"])
 
 
 async def check_database(settings: Settings) -> None:
