@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 from service import VERSION, metrics
 from service.access.tokens import open_tokens
 from service.contract import body, items
-from service.database.pool import open_database
+from service.database.pool import are_distributed, open_database
 from service.reading import handlers as reading
 from service.reading.change_poller import open_change_poller
 from service.reading.stream_places import StreamPlaces
@@ -61,6 +61,7 @@ async def lifespan(settings: Settings) -> AsyncIterator[dict[str, Any]]:
     shutdown = probes.Shutdown()
     connections: set[Connection] = set()
     ms_max = settings.stream_ms_max + STREAM_SLACK_MS
+    distributed = await are_distributed(settings)
     async with (
         open_database(settings) as database,
         # The probe has a connection of its own, since a busy pool does not make the service unready.
@@ -97,5 +98,6 @@ async def lifespan(settings: Settings) -> AsyncIterator[dict[str, Any]]:
                     "change_poller": change_poller,
                     "writer": writer,
                     "shutdown": shutdown,
+                    "distributed": distributed,
                 }
     log.info("stopped", process=os.getpid())
