@@ -8,7 +8,7 @@ COMPILE := $(RUN) -m uv pip compile --quiet --universal --python-version 3.11 --
 	--no-emit-index-url --no-emit-find-links --no-header pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help serve dev migrate rollback migration test faults coverage load bench lint format types audit lock clean
+.PHONY: help serve dev migrate rollback distribute migration test faults coverage load bench lint format types audit lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ migrate: $(VENV)/runtime ## Apply the pending migrations
 
 rollback: $(VENV)/runtime ## Roll back the latest migration
 	@$(RUN) -m service rollback
+
+distribute: $(VENV)/runtime ## Have Citus distribute the tables of DATABASE_URL over its servers
+	@$(RUN) -m service distribute
 
 migration: $(VENV)/runtime ## Create a new pair of migration files: make migration NAME=add-colour
 	$(if $(NAME),,$(error NAME is missing: make migration NAME=add-colour))

@@ -76,15 +76,21 @@ def run_command(arguments: argparse.Namespace) -> int:
                 log.warning("options of DATABASE_URL without effect on requests", options=ignored)
             serve(replace(settings, database_url=url, port=listener.getsockname()[1]), listener)
     else:
+        distribute = arguments.command == "distribute"
+        if distribute and not settings.database_url:
+            raise StartError("The embedded PostgreSQL has no Citus; set DATABASE_URL.")
         with database_url(settings, embedded.shared()) as url:
-            done = migrate(url, owner) if arguments.command == "migrate" else schema.rollback(owner or url)
+            if arguments.command == "rollback":
+                done = schema.rollback(owner or url)
+            else:
+                done = migrate(url, owner, distribute=distribute)
         with output_to(STANDARD_OUTPUT) as output:
             output.write(f"{arguments.command}: {', '.join(done) or 'nothing to do'}\n".encode())
     return 0
 
 
-def migrate(url: str, owner: str) -> list[str]:
-    return schema.migrate(owner, schema.role_of(url)) if owner else schema.migrate(url)
+def migrate(url: str, owner: str, *, distribute: bool = False) -> list[str]:
+    return schema.migrate(owner or url, schema.role_of(url) if owner else "", distribute=distribute)
 
 
 def serve(settings: Settings, listener: socket) -> None:
@@ -105,6 +111,8 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("serve", help="apply the migrations and serve until Ctrl-C or SIGTERM")
     commands.add_parser("migrate", help="apply the pending migrations")
+    distributed = "apply the pending migrations, and distribute the tables over the servers of a Citus cluster"
+    commands.add_parser("distribute", help=distributed)
     commands.add_parser("rollback", help="roll back the latest migration")
     receive = commands.add_parser("import", help="send a file of appointments to a running service")
     form = "NDJSON, each line a body of POST or a line of an export; -: standard input"

@@ -17,6 +17,7 @@ class Action(Enum):
 # By SQLSTATE, or by its class, the first two characters; a state that is missing is a defect.
 ACTIONS: Mapping[str, Action] = {
     "08": Action.UNAVAILABLE,  # connection exception
+    "0A000": Action.UNAVAILABLE,  # feature not supported: by Citus, which has distributed the tables since the start
     "23505": Action.OTHERWISE,  # unique violation: of a change's number, while a shard moves
     "23P01": Action.OTHERWISE,  # exclusion violation: a row committed after the statement's snapshot
     "25006": Action.UNAVAILABLE,  # read-only transaction: connected to a standby

@@ -1,4 +1,4 @@
-"""Migrations by yoyo: plain SQL files, each with its rollback."""
+"""Migrations by yoyo: plain SQL files, each with its rollback. Grants, and the distribution by Citus, follow them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -9,6 +9,7 @@ import psycopg
 import yoyo
 
 from service import ROOT
+from service.database import distribution
 from service.database import statements as sql
 from service.database.pool import Database
 from service.database_url import for_psycopg, for_yoyo
@@ -21,19 +22,25 @@ SERVER_VERSION_MIN = 15
 NOT_ALLOWED = (psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedTable)
 
 
-def migrate(url: str, role: str = "") -> list[str]:
-    """Applies the pending migrations and returns their names. If a `role` is given, it is granted what the statements
-    need and no more. Raises StartError."""
+def migrate(url: str, role: str = "", *, distribute: bool = False) -> list[str]:
+    """Applies the pending migrations, and has Citus distribute the tables if asked to; returns the names of both. If a
+    `role` is given, it is granted what the statements need and no more. Raises StartError."""
     with connected(url) as session:
-        if not role and not missing(session):
+        if distribute:
+            distribution.check_citus(session)
+        elif not role and not missing(session):
             return []  # a role without the right to migrate can still start
         with locked(session, url) as (backend, migrations):
             pending = list(backend.to_apply(migrations))
             for migration in pending:
                 apply(backend, migration)
-        if role:
-            grant(session, role)
-        return [migration.id for migration in pending]
+        done = [migration.id for migration in pending]
+        with session.transaction():
+            if distribute or (pending and distribution.are_distributed(session)):  # a migration may replace a function
+                done += distribution.distribute(session)
+            if role:
+                grant(session, role)
+        return done
 
 
 def rollback(url: str) -> list[str]:
@@ -95,8 +102,9 @@ def grant(session: psycopg.Connection[Any], role: str) -> None:
         same = "DATABASE_URL and OWNER_DATABASE_URL name the same role; the one that serves should own nothing."
         raise StartError(same)
     with session.transaction():
-        for [statement] in psycopg.RawCursor(session).execute(sql.GRANTS.text.encode(), [role]).fetchall():
-            session.execute(statement)
+        for source in (sql.GRANTS, sql.DISTRIBUTED_GRANTS):
+            for [statement] in psycopg.RawCursor(session).execute(source.text.encode(), [role]).fetchall():
+                session.execute(statement)
 
 
 def missing(session: psycopg.Connection[Any]) -> list[str]:
@@ -105,6 +113,12 @@ def missing(session: psycopg.Connection[Any]) -> list[str]:
     with suppress(psycopg.errors.UndefinedTable):  # no migration was ever applied
         applied = {name for [name] in session.execute(sql.APPLIED_MIGRATIONS.text.encode())}
     return [name for name in KNOWN if name not in applied]
+
+
+async def are_distributed(database: Database) -> bool:
+    """Whether Citus has distributed the tables. Raises ProblemError."""
+    [row] = await database.fetch(sql.IS_DISTRIBUTED)
+    return bool(row["distributed"])
 
 
 async def pending(database: Database) -> list[str]:

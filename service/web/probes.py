@@ -51,10 +51,14 @@ async def why_not_ready(state: dict[str, Any]) -> str | None:
     if state["shutdown"].begun:
         return "The service is shutting down."
     try:
-        pending = await schema.pending(state["probe_database"])
+        if pending := await schema.pending(state["probe_database"]):
+            return f"The schema lacks {', '.join(pending)}; run the migrations."
+        distributed = await schema.are_distributed(state["probe_database"])
     except ProblemError as error:
         return error.problem.detail
-    return f"The schema lacks {', '.join(pending)}; run the migrations." if pending else None
+    if distributed != state["distributed"]:
+        return f"The tables are {'now' if distributed else 'no longer'} distributed by Citus; restart the service."
+    return None
 
 
 class Shutdown:
