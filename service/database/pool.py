@@ -27,6 +27,7 @@ class Database:
 
     def __init__(self, pool: asyncpg.Pool, settings: Settings) -> None:
         self._pool = pool
+        self.terminate: Callable[[], None] = pool.terminate  # statements in progress fail at once
         self._turns = asyncio.Semaphore(pool.get_max_size())
         self._waiting = 0
         self.idle: Callable[[], int] = pool.get_idle_size
