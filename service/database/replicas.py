@@ -6,7 +6,6 @@
 A standby costs nobody an answer: whatever is wrong with it, the primary is asked (reading/source.py).
 """
 
-from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from math import inf
@@ -46,7 +45,7 @@ class Standby:
         """`settings` are those of the service, with the URL of the standby."""
         self.name = place_of(settings.database_url)
         self.server: Server | None = None  # while it is connected
-        self.as_of = -inf  # it has every change that was visible at this moment
+        self.as_of = -inf  # it has every change that was visible at this moment; -inf while it is not connected
         self._settings, self._open_server, self._positions = settings, open_server, positions
         self._lag_seconds_max = settings.read_lag_ms_max / 1e3
         self._reason = "not connected yet"
@@ -95,16 +94,15 @@ class Standby:
 
 class Replicas:
     def __init__(self, standbys: list[Standby]) -> None:
-        self._standbys = deque(standbys)
+        self._standbys = standbys
+        self._turn = 0
 
     def choose(self, lag_seconds_max: float) -> Server | None:
         """A standby that is less than this behind; they take turns. None: the primary."""
         oldest = monotonic() - lag_seconds_max
-        for _ in self._standbys:
-            self._standbys.rotate()
-            if (standby := self._standbys[0]).server and standby.as_of > oldest:
-                return standby.server
-        return None
+        fresh = [standby.server for standby in self._standbys if standby.as_of > oldest]
+        self._turn += 1
+        return fresh[self._turn % len(fresh)] if fresh else None
 
 
 @asynccontextmanager
