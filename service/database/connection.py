@@ -11,6 +11,7 @@ import asyncpg
 import structlog
 
 from service import metrics
+from service.database.hosts import connecting
 from service.database.statements import LIMIT_TRANSACTIONS, Statement
 from service.database_url import for_asyncpg
 from service.settings import Settings
@@ -86,13 +87,15 @@ async def open_connection(
     settings: Settings, lock_ms_max: int, on_close: Callable[[], None]
 ) -> AsyncIterator[Connection]:
     """A connection outside the pool; `on_close` is called when it is lost."""
-    connection = await asyncpg.connect(**connect_options(settings, lock_ms_max))
-    try:
-        connection.add_termination_listener(lambda _: on_close())
-        await set_up(connection, settings.statement_ms_max)
-        yield Connection(connection, settings.statement_slow_ms / 1e3)
-    finally:
-        connection.terminate()
+    options = connect_options(settings, lock_ms_max)
+    async with connecting(options) as connect:
+        connection = await connect(**options)
+        try:
+            connection.add_termination_listener(lambda _: on_close())
+            await set_up(connection, settings.statement_ms_max)
+            yield Connection(connection, settings.statement_slow_ms / 1e3)
+        finally:
+            connection.terminate()
 
 
 def connect_options(settings: Settings, lock_ms_max: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import structlog
 
 from service.database.connection import Connection, connect_options, set_up
 from service.database.failures import BROKEN, NO_ANSWER, Action, action_for
+from service.database.hosts import connecting
 from service.database.statements import Statement
 from service.problems import ProblemError, StartError
 from service.settings import Settings
@@ -93,21 +94,24 @@ async def open_database(
 ) -> AsyncIterator[Database]:
     """A pool of at most `connections_max` connections (0: the setting's number). `lock_ms_max` limits the wait for a
     lock; 0 leaves only the statement's limit, which is also a transaction's unless one is given."""
-    pool = await asyncpg.create_pool(
-        min_size=1,
-        max_size=connections_max or settings.pool_connections_max,
-        max_inactive_connection_lifetime=0,
-        init=partial(set_up, transaction_ms_max=transaction_ms_max or settings.statement_ms_max),
-        reset=keep_session,
-        **connect_options(settings, lock_ms_max),
-    )
-    try:
-        yield Database(pool, settings)
-    finally:
-        # A database that does not answer must not delay the end; a cancelled close() terminates the connections.
-        with suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_SECONDS_MAX):
-                await pool.close()
+    options = connect_options(settings, lock_ms_max)
+    async with connecting(options) as connect:
+        pool = await asyncpg.create_pool(
+            min_size=1,
+            max_size=connections_max or settings.pool_connections_max,
+            max_inactive_connection_lifetime=0,
+            init=partial(set_up, transaction_ms_max=transaction_ms_max or settings.statement_ms_max),
+            reset=keep_session,
+            connect=connect,
+            **options,
+        )
+        try:
+            yield Database(pool, settings)
+        finally:
+            # A database that does not answer must not delay the end; a cancelled close() terminates the connections.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_SECONDS_MAX):
+                    await pool.close()
 
 
 async def keep_session(connection: Any) -> None:
@@ -119,5 +123,5 @@ async def check_database(settings: Settings) -> None:
     try:
         async with open_database(settings):
             pass
-    except (OSError, asyncpg.InterfaceError, asyncpg.PostgresError, ValueError) as error:
+    except (*BROKEN, asyncpg.PostgresError, ValueError) as error:
         raise StartError(f"The database refuses: {' '.join(str(error).split())}") from error
