@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
+import structlog
 from starlette.types import Scope
 
 from service.contract.headers import seconds_old_max
@@ -13,6 +14,8 @@ from service.database.replicas import Replicas, Server
 from service.database.statements import Statement
 from service.metrics import READS
 from service.reading.formats import Rows
+
+log = structlog.get_logger()
 
 SETTLED_SECONDS = 60  # no write takes so long, and clocks differ by less
 
@@ -52,11 +55,12 @@ class Source:
             yield await self._ask(lambda server: open_stream(stack, server, statement, arguments))
 
     async def _ask(self, call: Callable[[Server], Awaitable[Answer]]) -> Answer:
-        """Whatever a standby fails of, the primary decides: nothing has been sent yet."""
+        """Whatever goes wrong on a standby, the primary is asked: nothing has been sent yet."""
         if self._standby:
             try:
                 return await call(self._standby)
-            except Exception:  # the standby's pool has logged it
+            except Exception as error:
+                log.warning("standby failed, the primary is asked", cause=type(error).__name__)
                 self.ask_primary()
         return await call(self._primary)
 
