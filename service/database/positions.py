@@ -22,6 +22,7 @@ log = structlog.get_logger()
 
 POLL_SECONDS = 0.1
 ANSWER_SECONDS_MAX = 1  # of a server that is polled; it counts as halted then
+SAMPLES_MAX = 1_000  # within the limit of the lag
 BACK_OFF_SECONDS = (0.1, 0.5, 1, 2)  # before a server is connected to again; the last one from then on
 STEADY_SECONDS = 10  # a connection that lived this long is replaced after the shortest pause
 
@@ -47,10 +48,13 @@ class PrimaryPositions:
     def add(self, row: Row, asked_at: float) -> None:
         if log_of(row) != self._log or (self._samples and row["position"] < self._samples[-1][0]):
             self._log, self._samples = log_of(row), []  # another primary, or a restored one
-        self._samples.append((row["position"], asked_at))
+        samples = self._samples
+        if len(samples) > 1 and samples[-1][1] - samples[-2][1] < self._seconds_max / SAMPLES_MAX:
+            samples.pop()  # close to the one before
+        samples.append((row["position"], asked_at))
         # One sample older than the limit is enough to tell that a standby is older, too.
-        while len(self._samples) > 1 and self._samples[1][1] < asked_at - self._seconds_max:
-            del self._samples[0]
+        while len(samples) > 1 and samples[1][1] < asked_at - self._seconds_max:
+            del samples[0]
 
     def moment_of(self, row: Row) -> tuple[float, str]:
         """A moment up to which a standby with this position has every change, or -inf. If it is long ago, the text says

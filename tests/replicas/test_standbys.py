@@ -63,6 +63,17 @@ def test_position_is_dated_by_the_latest_position_of_the_primary_that_it_include
     assert positions.moment_of(asked)[0] == moment
 
 
+def test_number_of_samples_does_not_grow_with_the_limit() -> None:
+    positions = PrimaryPositions(Settings(read_lag_ms_max=1_000_000))
+    for tenth in range(100_000):
+        positions.add(row(tenth), tenth / 10)
+    assert len(positions._samples) < 1_100
+    for tenth in (99_999, 99_998, 95_000, 90_000):
+        moment, _ = positions.moment_of(row(tenth))
+        assert tenth / 10 - 1.5 < moment <= tenth / 10
+    assert positions.moment_of(row(80_000))[0] == -inf
+
+
 @contextmanager
 def reading(tmp_path: Path, primary: str, standby: str, **settings: str) -> Iterator[ServiceProcess]:
     with running_service(tmp_path / "service", DATABASE_URL=primary, READ_DATABASE_URL=standby, **settings) as service:
@@ -204,8 +215,12 @@ def test_standby_that_follows_a_new_primary_is_used_once_its_control_file_says_s
         ):
             new.start()
             standby.start()
-            query(new.url, "select pg_promote()")
-            with reading(tmp_path, new.url, standby.url) as service:
+            primaries = f"postgresql://postgres@/postgres?host={old.sockets},{new.sockets}"
+            with reading(tmp_path, primaries, standby.url) as service:
+                wait_until(lambda: is_used(service))
+                old.kill()
+                query(new.url, "select pg_promote()")
+                wait_until(lambda: service.client.get("/readyz").status_code == 200)
                 service.wait_for_event("standby not used", reason="it belongs to another cluster, database or timeline")
                 assert_accepted(post(service.client, "o"))
                 assert not is_used(service)
