@@ -28,6 +28,7 @@ SLOW_ON_STANDBYS = """
     alter database postgres set search_path = slow, public"""
 # A read that a halted standby does not answer: until it counts as halted, and then the primary's answer.
 READ_SECONDS_MAX = 3
+STOP_SECONDS_MAX = 5
 URL = "/api/appointments"
 
 
@@ -212,3 +213,17 @@ def test_statement_that_a_recovery_conflict_cancels_is_answered_by_the_primary(
         query(server.url, "begin; lock table appointments in access exclusive mode; commit")
         assert [row["externalId"] for row in answer.result().json()] == ["a-1"]
     service.wait_for_event("database unavailable", cause="SerializationError")
+
+
+def test_halted_standby_delays_neither_the_start_nor_the_end(server: Server, standby: Server, tmp_path: Path) -> None:
+    settings = {"DATABASE_URL": server.url, "READ_DATABASE_URL": standby.url, "WORKERS": "2"}
+    halt(standby)
+    with running_service(tmp_path / "service", **settings) as service:
+        assert service.client.get(URL).status_code == 200
+        go_on(standby)
+        wait_until(lambda: is_used(service))
+        wait_until(lambda: 0 <= metrics(service.client)[f"database_standby_lag_seconds {standby.sockets}:5432"] < 1)
+        halt(standby)
+        began = time.monotonic()
+        assert service.stop() == 0
+        assert time.monotonic() - began < STOP_SECONDS_MAX
