@@ -16,7 +16,8 @@ from uuid import uuid4
 import psutil
 
 from service.database.buckets import bucket_of
-from service.database.connection import Connection, open_connection
+from service.database.connection import Connection
+from service.database.pool import open_database
 from service.database.statements import PUT_APPOINTMENTS
 from service.settings import Settings
 from tests.cluster import distributed_database
@@ -98,7 +99,10 @@ class Load:
 async def measure(url: str) -> list[tuple[int, Used]]:
     """For each size in each round, what a call used."""
     nodes, found = Nodes(url), []
-    async with open_connection(Settings(database_url=url), 0, lambda: None, distributed=True) as connection:
+    async with (
+        open_database(Settings(database_url=url), distributed=True, connections_max=1) as database,
+        database.connection() as connection,
+    ):
         load = Load(connection)
         await load.call(ROWS[-1])
         for _ in range(ROUNDS):

@@ -13,6 +13,7 @@ from service.database.connection import Connection, connect_options, session, se
 from service.database.failures import BROKEN, NO_ANSWER, Action, action_for
 from service.database.hosts import connecting
 from service.database.statements import IS_DISTRIBUTED, Statement
+from service.database_url import place_of
 from service.problems import ProblemError, StartError
 from service.settings import Settings
 
@@ -28,6 +29,8 @@ class Database:
 
     def __init__(self, pool: asyncpg.Pool, settings: Settings) -> None:
         self._pool = pool
+        self._place = place_of(settings.database_url)
+        self.terminate: Callable[[], None] = pool.terminate  # statements in progress fail at once
         self._turns = asyncio.Semaphore(pool.get_max_size())
         self._waiting = 0
         self.idle: Callable[[], int] = pool.get_idle_size
@@ -51,7 +54,7 @@ class Database:
         except (*BROKEN, asyncpg.PostgresError) as error:
             if action_for(error) is Action.DEFECT:
                 raise
-            log.warning("database unavailable", cause=type(error).__name__)
+            log.warning("database unavailable", database=self._place, cause=type(error).__name__)
             raise ProblemError("DATABASE_UNAVAILABLE", NO_ANSWER) from error
 
     async def fetch(self, statement: Statement, *arguments: object) -> list[asyncpg.Record]:

@@ -3,6 +3,7 @@
 import inspect
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +235,29 @@ def test_option_that_a_driver_cannot_honour_is_named_with_its_setting(
         check_database_urls(read_settings(urls, tmp_path / ".env"))
     assert "\n" not in str(caught.value)
     assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("channel_binding=require", "channel_binding=require"),
+        ("service=mydb", "service "),
+        ("statement_timeout=5", "statement_timeout is unknown or not supported"),
+        ("sslmode=require&sslmode=disable", "sslmode is given twice"),
+        ("target_session_attrs=standby", None),
+        ("target_session_attrs=prefer-standby", None),
+        ("target_session_attrs=read-only&load_balance_hosts=random", None),
+    ],
+)
+def test_options_of_standbys_are_checked_for_each_host(tmp_path: Path, options: str, message: str | None) -> None:
+    urls = {
+        "DATABASE_URL": "postgresql://u@127.0.0.1:1/d",
+        "READ_DATABASE_URL": f"'postgresql://u:s3cret@127.0.0.1:1,[::1]/d?{options}'",
+    }
+    refusal = pytest.raises(StartError, match=f"^Setting READ_DATABASE_URL is wrong: .*{message}.*\\.$")
+    with refusal if message else nullcontext() as caught:
+        check_database_urls(read_settings(urls, tmp_path / ".env"))
+    assert "s3cret" not in str(caught and caught.value)
 
 
 @pytest.mark.parametrize("command", ["serve", "migrate", "rollback"])
