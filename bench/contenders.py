@@ -17,7 +17,7 @@ import psutil
 from service import ROOT
 from service.settings import Settings
 from service.web.server import listening
-from tests.databases import new_database
+from tests.launcher import CONSTANTS
 
 START_SECONDS_MAX = 60
 
@@ -46,28 +46,29 @@ class Contender(NamedTuple):
 
 
 @contextmanager
-def service(server_url: str, template: str, **settings: str) -> Iterator[Contender]:
-    command = [sys.executable, "-m", "service", "serve"]
-    with contender(server_url, template, command, LOG_LEVEL="warning", **settings) as started:
+def service(database_url: str, **settings: str) -> Iterator[Contender]:
+    """Settings may include the constants of `tests/launcher.py`."""
+    module = "tests.launcher" if settings.keys() & CONSTANTS.keys() else "service"
+    with contender(database_url, [sys.executable, "-m", module, "serve"], LOG_LEVEL="warning", **settings) as started:
         yield started
 
 
 @contextmanager
-def rival(server_url: str, template: str, name: str, pool: int, workers: int) -> Iterator[Contender]:
+def rival(database_url: str, name: str, pool: int, workers: int) -> Iterator[Contender]:
     """One of `bench/rivals/`, with production settings of uvicorn."""
     options = ["--loop=uvloop", "--http=httptools", "--no-access-log", "--log-level=warning", f"--workers={workers}"]
     command = [sys.executable, "-m", "uvicorn", f"bench.rivals.{name}:app", *options]
-    with contender(server_url, template, command, POOL=str(pool)) as started:
+    with contender(database_url, command, POOL=str(pool)) as started:
         yield started
 
 
 @contextmanager
-def contender(server_url: str, template: str, command: list[str], **environment: str) -> Iterator[Contender]:
+def contender(database_url: str, command: list[str], **environment: str) -> Iterator[Contender]:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     if command[2] == "uvicorn":
         command = [*command, f"--port={port}"]
-    with TemporaryDirectory() as directory, new_database(server_url, template) as database_url:
+    with TemporaryDirectory() as directory:
         own = {"PORT": str(port), "DATABASE_URL": database_url, "PYTHONPATH": str(ROOT)} | environment
         # Standard output is for the result table, so logs go to standard error.
         process = subprocess.Popen(command, cwd=directory, env=os.environ | own, stdout=sys.stderr)

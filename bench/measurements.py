@@ -50,7 +50,13 @@ def measure(stage: Stage, measurement: Measurement, base_rate: float) -> Figures
     if name in ("pgbench", "psql"):
         return {"rate": floor_rate(stage, measurement)}
     contender = stage.contender(name)
-    if name in ("reads", "history"):
+    if work in ("commands", "calls"):
+        return (
+            {"commands": asyncio.run(remote.commands(contender.database_url))}
+            if work == "commands"
+            else {"commands": remote.CALLS}
+        )
+    if name in ("reads", "history") or work == "list":
         return stream(contender, int(amount)) if work == "stream" else read(contender, work, int(amount), seconds)
     if name.startswith("table "):
         remove_added(contender.database_url)

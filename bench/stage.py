@@ -4,18 +4,24 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
+from urllib.request import Request, urlopen
 
+import msgspec
 import psutil
 import psycopg
 
 from bench import contenders, wrk
 from bench.contenders import Contender
 from bench.sizes import Size
-from service.database import embedded
+from service.database import embedded, schema
+from tests.cluster import distributed_database
 from tests.databases import migrated_template, new_database, query
+from tests.faults.server import cleaned_up, create_standby, running_server
 
 ORGANISATIONS = 1000
 WARM_UP_SECONDS = 1
@@ -31,7 +37,11 @@ DEFINITIONS = """
     from pg_index
     where indrelid = 'appointments'::regclass and not exists (select from pg_constraint where conindid = indexrelid)"""
 SLOW_WRITES_WAITING_MAX = 128  # writes that may wait in the service with slow commits
-SETTINGS = {"workers": {"WORKERS": "2"}, "slow": {"WRITES_WAITING_MAX": str(SLOW_WRITES_WAITING_MAX)}}
+SETTINGS = {
+    "workers": {"WORKERS": "2"},
+    "buckets": {"ALWAYS_BY_BUCKET": "1"},
+    "slow": {"WRITES_WAITING_MAX": str(SLOW_WRITES_WAITING_MAX)},
+}
 # The longest delay that PostgreSQL allows. By default it applies only if other transactions are active.
 SLOW_COMMITS = """
     do $$ begin
@@ -77,7 +87,9 @@ class Stage:
 
     def contender(self, name: str) -> Contender:
         """Rivals are `pool` and `orm`. All others are the service: `service`, `workers` (two processes), `slow`
-        (commits take a tenth of a second), and on filled tables `reads`, `history` and `table N` (N rows)."""
+        (commits take a tenth of a second), `buckets` (it writes as to distributed tables), `citus` (on a cluster);
+        `alone` and `standby`, on a server of their own, without and with a standby that reads; and on filled tables
+        `reads`, `history` and `table N` (N rows). `alone`, `standby` and `citus` have the organisation of `reads`."""
         if name not in self._opened:
             self._opened[name] = self._open(name)
         return self._opened[name]
@@ -92,17 +104,37 @@ class Stage:
     def _open(self, name: str) -> Contender:
         if name in ("pool", "orm"):
             pool, workers = self.tunings[name] = self._best_tuning(name)
-            rival = contenders.rival(self.server_url, self.template, name, pool, workers)
-            opened = self._stack.enter_context(rival)
+            opened = self._stack.enter_context(contenders.rival(self._database(name), name, pool, workers))
         else:
             settings = SETTINGS.get(name, {})
-            opened = self._stack.enter_context(contenders.service(self.server_url, self.template, **settings))
+            if name == "standby":
+                settings = {"READ_DATABASE_URL": self._pair[1]}
+            opened = self._stack.enter_context(contenders.service(self._database(name), **settings))
         if name == "slow":
             slow_down(opened.database_url)
+        if name in ("alone", "standby", "citus"):
+            fill_over_http(opened.url)
         if fillings := self._fillings(name):
             fill(opened.database_url, fillings)
         wrk.load(opened.url, "new", WARM_UP_SECONDS, 64)
         return opened
+
+    def _database(self, name: str) -> str:
+        if name in ("alone", "standby"):
+            return self._pair[0]
+        new = distributed_database() if name == "citus" else new_database(self.server_url, self.template)
+        return self._stack.enter_context(new)
+
+    @cached_property
+    def _pair(self) -> tuple[str, str]:
+        """The URLs of a migrated server and of its standby."""
+        directory = Path(tempfile.mkdtemp(prefix="appointments-bench-", dir="/tmp"))
+        self._stack.callback(shutil.rmtree, directory)
+        primary = self._stack.enter_context(running_server(directory / "primary"))
+        schema.migrate(primary.url)
+        standby = self._stack.enter_context(cleaned_up(create_standby(primary, directory / "standby")))
+        standby.start()
+        return primary.url, standby.url
 
     def _fillings(self, name: str) -> list[Filling]:
         match name.split():
@@ -125,11 +157,29 @@ class Stage:
             return self.size.tunings[0]
         rates = {}
         for tuning in self.size.tunings:
-            with contenders.rival(self.server_url, self.template, name, *tuning) as rival:
+            with (
+                new_database(self.server_url, self.template) as database_url,
+                contenders.rival(database_url, name, *tuning) as rival,
+            ):
                 wrk.load(rival.url, "new", WARM_UP_SECONDS, 64)
                 query(rival.database_url, "truncate appointments, appointment_versions")
                 rates[tuning] = wrk.load(rival.url, "new", self.size.seconds, 64).rate
         return max(rates, key=lambda tuning: rates[tuning])
+
+
+def fill_over_http(url: str) -> None:
+    """The organisation whose whole list is read."""
+    day = datetime(2020, 1, 1, tzinfo=UTC)
+    items = []
+    for number in range(LISTED):
+        start, end = (day + timedelta(days=number, minutes=minutes) for minutes in (0, 10))
+        item = {"orgId": str(LISTED), "id": f"filled-{number}", "start": start, "end": end, "createdAt": day}
+        items.append(item | {"updatedAt": day})
+    for part in (items[::2], items[1::2]):  # a batch has at most 500
+        body = msgspec.json.encode(part)
+        headers = {"Content-Type": "application/json"}
+        with urlopen(Request(f"{url}/api/appointments/batch", body, headers)) as response:
+            assert response.status == 200
 
 
 def slow_down(database_url: str) -> None:

@@ -8,6 +8,7 @@ from bench.measurements import Figures, Measurement
 from bench.sizes import Size
 from bench.stage import LONG_VERSIONS, MANY_VERSIONS, SHORT_HISTORY
 from bench.wrk import BATCH_ITEMS
+from tests.cluster import COORDINATOR_URL
 
 Round = dict[Measurement, Figures]
 
@@ -54,6 +55,29 @@ def targets(size: Size) -> list[Target]:
     )
     batch = Measurement("service", "batch", 8)
     crowd = Measurement("service", "crowd", 4 * connections_max)
+    alone, standby = (Measurement(name, "list", 64) for name in ("alone", "standby"))
+    on_citus = [
+        Target(
+            "C1", "256 connections on Citus against one server", "rate", new("citus", 256), [new("service", 256)], 0.35
+        ),
+        Target(
+            "C2",
+            "commands to the workers for calls of each statement",
+            "commands",
+            Measurement("citus", "commands", 1),
+            [Measurement("citus", "calls", 1)],
+            1,
+            False,
+        ),
+        Target(
+            "C3",
+            "a list of 1,000 on Citus against one server",
+            "rate",
+            Measurement("citus", "list", 64),
+            [Measurement("reads", "list", 64)],
+            0.5,
+        ),
+    ]
     at_capacity, flood = (Measurement("slow", "flood", times) for times in (1, 10))
     return [
         Target("W1", "new appointments, 64 connections, against pgbench", "rate", service, pgbench, 1.5),
@@ -126,6 +150,16 @@ def targets(size: Size) -> list[Target]:
             [service],
             0.9,
         ),
+        Target(
+            "S2",
+            "the writer for distributed tables, on one server, against the lane",
+            "rate",
+            new("buckets"),
+            [service],
+            0.5,
+        ),
+        Target("P1", "a list of 1,000 with a standby against without", "rate", standby, [alone], 0.8),
+        *(on_citus if COORDINATOR_URL else []),
     ]
 
 

@@ -19,7 +19,27 @@ from service.contract.body import decode_appointment
 from tests.processes import clean_environment
 
 OWN, OTHER, THIRD = (Measurement(name, "new", 64) for name in ("service", "pgbench", "pool"))
-NAMES = {"W1", "W2", "W3", "W4", "W5", "W6", "W7", "W8", "W9", "R1", "R2", "H1", "H2", "H3", "H4", "O1", "O2"}
+NAMES = {
+    "W1",
+    "W2",
+    "W3",
+    "W4",
+    "W5",
+    "W6",
+    "W7",
+    "W8",
+    "W9",
+    "R1",
+    "R2",
+    "H1",
+    "H2",
+    "H3",
+    "H4",
+    "O1",
+    "O2",
+    "S2",
+    "P1",
+}
 
 
 def rounds(*pairs: tuple[float, float]) -> list[Round]:
@@ -34,7 +54,7 @@ def test_run_measures_every_target_and_writes_its_results(tmp_path: Path) -> Non
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert '"event":"slow statement"' in done.stderr
-    assert set(re.findall(r"^\| ([WRHO]\d) \|", done.stdout, re.MULTILINE)) == NAMES
+    assert set(re.findall(r"^\| ([A-Z]\d) \|", done.stdout, re.MULTILINE)) == NAMES
     written = {path.name: path.read_text() for path in (tmp_path / "results").iterdir()}
     assert set(written) == {"results.json", "results.md", "throughput.svg", "latency.svg", "table-size.svg"}
     assert done.stdout.strip() in written["results.md"]

@@ -27,7 +27,7 @@ TARGETS = set(re.findall(r"^([a-z]+):.*## ", MAKEFILE, re.MULTILINE))
 EXAMPLE = re.compile(r"```sh\n(.*?)```\n(?:```json\n(.*?)```)?", re.DOTALL)
 PATH = r"`((?!\.)[\w.*-]+(?:/[\w.*-]+)*/?)`"
 SUFFIXES = (".py", ".sql", ".toml", ".lua", ".svg", ".md", ".json")
-SIGN, WITH_TOKEN = (block for block, _ in EXAMPLE.findall(README) if "TOKEN" in block)
+SIGN, WITH_TOKEN = (block for block, _ in EXAMPLE.findall(TEXTS["service/contract/README.md"]) if "TOKEN" in block)
 
 each_readme = pytest.mark.parametrize("name", TEXTS)
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="no curl on this machine")
