@@ -63,12 +63,14 @@ async def lifespan(settings: Settings) -> AsyncIterator[dict[str, Any]]:
     ms_max = settings.stream_ms_max + STREAM_SLACK_MS
     distributed = await are_distributed(settings)
     async with (
-        open_database(settings) as database,
+        open_database(settings, distributed=distributed) as database,
         # The probe has a connection of its own, since a busy pool does not make the service unready.
         open_database(settings, connections_max=1) as probe_database,
-        open_database(settings, connections_max=STREAM_CONNECTIONS_MAX, transaction_ms_max=ms_max) as stream_database,
+        open_database(
+            settings, distributed=distributed, connections_max=STREAM_CONNECTIONS_MAX, transaction_ms_max=ms_max
+        ) as stream_database,
         open_change_poller(database) as change_poller,
-        open_writer(settings) as writer,
+        open_writer(settings, distributed=distributed) as writer,
         open_tokens(settings) as tokens,
     ):
         levels = {
@@ -82,7 +84,14 @@ async def lifespan(settings: Settings) -> AsyncIterator[dict[str, Any]]:
         ):
             with probes.draining(shutdown, settings.shutdown_drain_ms, change_poller.end_waits):
                 where = {"api": f"{settings.url()}{APPOINTMENTS}", "docs": f"{settings.url()}/api/docs"}
-                log.info("started", version=VERSION, process=os.getpid(), settings=settings.masked(), **where)
+                log.info(
+                    "started",
+                    version=VERSION,
+                    process=os.getpid(),
+                    distributed=distributed,
+                    settings=settings.masked(),
+                    **where,
+                )
                 yield {  # what the handlers and the connections find in `scope["state"]`
                     "settings": settings,
                     "connections": connections,

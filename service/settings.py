@@ -21,6 +21,7 @@ ORIGINS_FORM = "expected origins like https://app.example, with commas between, 
 # An origin as browsers send it (RFC 6454, section 6.2); any other spelling would never match.
 ORIGIN = re.compile(r"\*|https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?")
 SECRET = re.compile("pass|secret|token|key|sig", re.IGNORECASE)  # in the name of a URL's option
+PASSWORD = re.compile("^([^/#]*//[^/#:]*):[^/#]*@")  # of a URL without its query
 QUOTED = re.compile(r"""(["'])(.*)\1""", re.DOTALL)
 INTEGER_MAX = 2_147_483_647  # of PostgreSQL's settings
 Positive = Annotated[int, Meta(ge=1, le=INTEGER_MAX)]
@@ -56,6 +57,7 @@ class Settings(Struct, frozen=True, kw_only=True, rename=str.upper):
     stream_ms_max: Positive = 60_000
     writes_waiting_max: Positive = 1_024
     write_wait_ms_max: Positive = 5_000
+    write_connections_max: Positive = 4  # that write at a time where the tables are distributed
     statement_ms_max: Positive = 10_000
     statement_slow_ms: NotNegative = 200
     shutdown_drain_ms: NotNegative = 1_000
@@ -109,11 +111,10 @@ def is_web_url(url: str) -> bool:
 
 
 def masked_url(url: str) -> str:
-    parts = urlsplit(url)
-    user, at, place = parts.netloc.rpartition("@")
-    user = re.sub(":.*", ":***", user)
-    query = "&".join(f"{name}={'***' if SECRET.search(name) else value}" for name, value in parse_qsl(parts.query))
-    return parts._replace(netloc=user + at + place, query=query).geturl()
+    """Not by urlsplit, which refuses some lists of hosts."""
+    place, mark, query = url.partition("?")
+    shown = "&".join(f"{name}={'***' if SECRET.search(name) else value}" for name, value in parse_qsl(query))
+    return PASSWORD.sub(r"\1:***@", place) + mark + shown
 
 
 def read_settings(environment: Mapping[str, str] = os.environ, file: Path = Path(".env")) -> Settings:

@@ -12,7 +12,14 @@ from service.database import embedded
 from service.database.pool import Database, open_database
 from service.settings import Settings
 from tests.databases import migrated_template, new_database
-from tests.processes import ServiceProcess, running_service
+from tests.processes import ServiceProcess, running_service, writes_by_bucket
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tested_writer() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("service.writing.writer.ALWAYS_BY_BUCKET", writes_by_bucket())
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from importlib import import_module
 from service.__main__ import main
 
 CONSTANTS = {
+    "ALWAYS_BY_BUCKET": "service.writing.writer.ALWAYS_BY_BUCKET",
     "AUTH_JWKS_SECONDS": "service.access.published_keys.REFRESH_SECONDS",
     "BATCH_ITEMS_WAITING_MAX": "service.writing.writer.ITEMS_WAITING_MAX",
     "BODY_MS_MAX": "service.web.deadlines.BODY_MS_MAX",

@@ -22,9 +22,14 @@ from tests.roles.role import role_under_test, url_of_role
 START_SECONDS_MAX = 60
 
 
+def writes_by_bucket() -> bool:
+    """Whether the writer for distributed tables is under test on plain PostgreSQL."""
+    return os.environ.get("TEST_WRITER") == "distributed"
+
+
 class ServiceProcess:
     """`python -m service serve` on a free port, with an HTTP client for it. If TEST_ROLE is set in the environment, the
-    service uses a least-privilege role."""
+    service uses a least-privilege role; with TEST_WRITER=distributed it writes as to distributed tables."""
 
     def __init__(self, directory: Path, **settings: str) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -32,6 +37,8 @@ class ServiceProcess:
         self.database_url = settings.get("DATABASE_URL", "")
         if self.database_url and role_under_test() and "OWNER_DATABASE_URL" not in settings:
             settings |= {"DATABASE_URL": url_of_role(self.database_url), "OWNER_DATABASE_URL": self.database_url}
+        if writes_by_bucket():
+            settings |= {"ALWAYS_BY_BUCKET": "1"}
         module = "tests.launcher" if settings.keys() & CONSTANTS.keys() else "service"
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(

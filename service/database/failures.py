@@ -18,6 +18,7 @@ class Action(Enum):
 ACTIONS: Mapping[str, Action] = {
     "08": Action.UNAVAILABLE,  # connection exception
     "0A000": Action.UNAVAILABLE,  # feature not supported: by Citus, which has distributed the tables since the start
+    "23505": Action.OTHERWISE,  # unique violation: of a change's number, while a shard moves
     "23P01": Action.OTHERWISE,  # exclusion violation: a row committed after the statement's snapshot
     "25006": Action.UNAVAILABLE,  # read-only transaction: connected to a standby
     "28": Action.UNAVAILABLE,  # invalid authorization
@@ -42,5 +43,7 @@ UNKNOWN_OUTCOME = f"{NO_ANSWER} A write may have happened; sending it again is s
 def action_for(error: BaseException) -> Action:
     if isinstance(error, asyncpg.PostgresError):
         state = error.sqlstate or "08000"
+        if state == "XX000" and "duplicate key" in str(error):  # Citus reports it so at times
+            state = "23505"
         return ACTIONS.get(state) or ACTIONS.get(state[:2], Action.DEFECT)
     return Action.DEFECT if isinstance(error, ValueError) else Action.UNAVAILABLE  # ValueError: a wrong argument

@@ -88,7 +88,12 @@ class Database:
 
 @asynccontextmanager
 async def open_database(
-    settings: Settings, *, connections_max: int = 0, lock_ms_max: int = 0, transaction_ms_max: int = 0
+    settings: Settings,
+    *,
+    distributed: bool = False,
+    connections_max: int = 0,
+    lock_ms_max: int = 0,
+    transaction_ms_max: int = 0,
 ) -> AsyncIterator[Database]:
     """A pool of at most `connections_max` connections (0: the setting's number). `lock_ms_max` limits the wait for a
     lock; 0 leaves only the statement's limit, which is also a transaction's unless one is given."""
@@ -98,7 +103,7 @@ async def open_database(
         max_inactive_connection_lifetime=0,
         init=partial(set_up, transaction_ms_max=transaction_ms_max or settings.statement_ms_max),
         reset=keep_session,
-        **connect_options(settings, lock_ms_max),
+        **connect_options(settings, lock_ms_max, distributed=distributed),
     )
     try:
         yield Database(pool, settings)

@@ -20,7 +20,8 @@ from service.database.statements import UPSERT_APPOINTMENT
 from service.problems import ProblemError
 from service.settings import Settings
 from service.writing.batch import WRITES_MAX, Write, arrange, settle
-from service.writing.contended import LOCK_MS_MAX, ContendedWrites, too_late
+from service.writing.contended import ContendedWrites
+from service.writing.organisations import LOCK_MS_MAX, too_late
 
 log = structlog.get_logger()
 

@@ -13,26 +13,28 @@ from service.problems import TOO_MANY_WRITES, ProblemError
 from service.settings import Settings
 from service.supervisor import cancel, supervised
 from service.writing.batch import Verdict, Write
-from service.writing.contended import CONNECTIONS_MAX, LOCK_MS_MAX, ContendedWrites
+from service.writing.contended import CONNECTIONS_MAX, ContendedWrites
+from service.writing.distributed import DistributedWrites
 from service.writing.lane import Lane
+from service.writing.organisations import CONNECTIONS_ALONE, LOCK_MS_MAX, OrganisationQueues
 
 log = structlog.get_logger()
 
 ITEMS_WAITING_MAX = 32_000  # of batches sent by clients
 EXPIRY_SECONDS = 0.1
 REPORT_SECONDS = 1
+ALWAYS_BY_BUCKET = False  # write as to distributed tables, for tests on plain PostgreSQL
 
 
 class Writer:
-    def __init__(self, contended: ContendedWrites, settings: Settings) -> None:
-        self._contended = contended
+    def __init__(self, queues: OrganisationQueues, lane: Lane | None, settings: Settings) -> None:
+        self._queues, self._lane = queues, lane
         self._loop = asyncio.get_running_loop()  # looking it up costs a system call
         self._waiting = self._items_waiting = 0
         self._waiting_max = settings.writes_waiting_max
         self._wait_seconds = settings.write_wait_ms_max / 1e3
         self._admitted = 0  # in this round of the event loop
         self._refused = 0  # since the last report
-        self.lane = Lane(contended, settings)
 
     def admits(self) -> bool:
         """Whether there is room for one more write. Admitted writes are counted until the next round of the event
@@ -51,8 +53,10 @@ class Writer:
         if self._waiting >= self._waiting_max:
             raise ProblemError("OVERLOADED", TOO_MANY_WRITES)
         write = Write(appointment, self._loop)
-        if not self._contended.joined_by(write):
-            self.lane.put(write)
+        if self._lane is None:
+            self._queues.put([write])
+        elif not self._queues.joined_by(write):
+            self._lane.put(write)
         self._waiting += 1
         try:
             return await write.future
@@ -75,7 +79,7 @@ class Writer:
         order, so the lane cannot take them: of two try-locks the first may fail and the second succeed."""
         sequence = object()
         writes = [Write(appointment, self._loop, sequence) for appointment in appointments]
-        self._contended.put(writes)
+        self._queues.put(writes)
         return await asyncio.gather(*(write.future for write in writes), return_exceptions=True)
 
     def waiting(self) -> int:
@@ -86,8 +90,9 @@ class Writer:
         """Refuses writes that wait too long for a batch; the time of a batch itself is limited, too."""
         while True:
             await asyncio.sleep(EXPIRY_SECONDS)
-            self._contended.expire()
-            self.lane.expire(monotonic() - self._wait_seconds)
+            self._queues.expire()
+            if self._lane:
+                self._lane.expire(monotonic() - self._wait_seconds)
 
     async def report(self) -> None:
         """One log line a second for all writes refused unread; there may be very many."""
@@ -99,12 +104,22 @@ class Writer:
 
 
 @asynccontextmanager
-async def open_writer(settings: Settings) -> AsyncIterator[Writer]:
-    async with open_database(settings, connections_max=CONNECTIONS_MAX, lock_ms_max=LOCK_MS_MAX) as database:
-        contended = ContendedWrites(database, settings)
-        writer = Writer(contended, settings)
+async def open_writer(settings: Settings, *, distributed: bool = False) -> AsyncIterator[Writer]:
+    by_bucket = distributed or ALWAYS_BY_BUCKET
+    connections_max = settings.write_connections_max + CONNECTIONS_ALONE if by_bucket else CONNECTIONS_MAX
+    async with open_database(
+        settings, distributed=distributed, connections_max=connections_max, lock_ms_max=LOCK_MS_MAX
+    ) as database:
+        queues: OrganisationQueues
+        if by_bucket:
+            queues, lane = DistributedWrites(database, settings), None
+        else:
+            queues = contended = ContendedWrites(database, settings)
+            lane = Lane(contended, settings)
+        writer = Writer(queues, lane, settings)
+        works = {"write_expiry": writer.expire, "shedding_report": writer.report} | ({"lane": lane.run} if lane else {})
         try:
-            async with supervised(lane=writer.lane.run, write_expiry=writer.expire, shedding_report=writer.report):
+            async with supervised(**works):
                 yield writer
         finally:
-            await cancel(list(contended.tasks))
+            await cancel(list(queues.tasks))

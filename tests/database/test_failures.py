@@ -7,6 +7,7 @@ from service.database.failures import ACTIONS, Action, action_for
 
 ROWS = {
     "08": ("08006", Action.UNAVAILABLE),
+    "23505": ("23505", Action.OTHERWISE),
     "23P01": ("23P01", Action.OTHERWISE),
     "25006": ("25006", Action.UNAVAILABLE),
     "28": ("28P01", Action.UNAVAILABLE),
@@ -22,7 +23,7 @@ ROWS = {
     "57": ("57014", Action.UNAVAILABLE),
     "58": ("58030", Action.UNAVAILABLE),
 }
-DEFECTS = ["22001", "22P02", "23505", "23514", "25001", "3D001", "42601", "P0001", "XX000"]
+DEFECTS = ["22001", "22P02", "23514", "25001", "3D001", "42601", "P0001", "XX000"]
 
 
 def test_every_row_of_the_table_has_an_expectation() -> None:
@@ -35,6 +36,11 @@ def test_every_row_of_the_table_has_an_expectation() -> None:
 def test_sqlstate_decides_what_happens_to_the_request(sqlstate: str, expected: Action) -> None:
     error = asyncpg.PostgresError.new({"C": sqlstate, "M": "as the server says it"})
     assert action_for(error) is expected
+
+
+def test_duplicate_key_that_citus_reports_as_an_internal_error_is_a_unique_violation() -> None:
+    error = asyncpg.PostgresError.new({"C": "XX000", "M": "failure on connection: duplicate key value violates"})
+    assert action_for(error) is Action.OTHERWISE
 
 
 @pytest.mark.parametrize(

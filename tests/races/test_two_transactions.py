@@ -56,7 +56,17 @@ class Rival:
         if not lock:
             text = re.sub(r"pg_(try_)?advisory_xact_lock\(.*?, 0\)\)", "$1::text is not null", text)
             assert "advisory_xact" not in text
-        arguments = (row.org_id, row.id, row.start, row.end, row.created_at, row.updated_at, row.cancelled, uuid7(), bucket_of("o"))
+        arguments = (
+            row.org_id,
+            row.id,
+            row.start,
+            row.end,
+            row.created_at,
+            row.updated_at,
+            row.cancelled,
+            uuid7(),
+            bucket_of("o"),
+        )
         result = await self.connection.fetchrow(text, *([argument] for argument in arguments))
         verdict: str = result["verdict"]
         return verdict

@@ -16,9 +16,10 @@ from yoyo.connections import parse_uri
 from service.database import schema
 from service.database.connection import connect_options
 from service.database.pool import open_database
-from service.database_url import ENVIRONMENT, PEM_FILES, USE, VALUES, for_asyncpg, for_psycopg, for_yoyo, parse
+from service.database_options import ENVIRONMENT, USE, VALUES
+from service.database_url import PEM_FILES, each_host, for_asyncpg, for_psycopg, for_yoyo, parse
 from service.problems import StartError
-from service.settings import Settings, check_database_urls, read_settings
+from service.settings import Settings, check_database_urls, masked_url, read_settings
 from tests.databases import new_database, query
 from tests.processes import clean_environment
 
@@ -34,13 +35,17 @@ def without_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def seen_by_asyncpg(url: str) -> tuple[Any, Any]:
     """The address and the parameters that asyncpg makes of its arguments."""
+    [address], parameters = addresses_seen_by_asyncpg(url)
+    return address, parameters
+
+
+def addresses_seen_by_asyncpg(url: str) -> tuple[list[Any], Any]:
     options = connect_options(Settings(database_url=url), 0)
     names = inspect.signature(connect_utils._parse_connect_arguments).parameters
     sizes = {"statement_cache_size": 100, "max_cached_statement_lifetime": 0, "max_cacheable_statement_size": 1024}
     arguments = dict.fromkeys(names) | sizes | {name: options[name] for name in options if name in names}
-    [address, *others], parameters, _ = connect_utils._parse_connect_arguments(**arguments)
-    assert others == []
-    return address, parameters
+    addresses, parameters, _ = connect_utils._parse_connect_arguments(**arguments)
+    return addresses, parameters
 
 
 @pytest.mark.parametrize(
@@ -76,6 +81,79 @@ def test_both_drivers_and_yoyo_see_the_same_target(
     assert conninfo_to_dict(psycopg.conninfo.make_conninfo(**given)) == given
     for_driver = parse_uri(for_yoyo(url))
     assert (for_driver.args, for_driver.hostname, for_driver.port, for_driver.username) == (given, None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("url", "addresses"),
+    [
+        ("postgres://u:p@h1:1,h2:2/d", [("h1", 1), ("h2", 2)]),
+        ("postgres://u:p@h1,h2:2/d", [("h1", 5432), ("h2", 2)]),
+        ("postgres://u:p@h1,h2,h3/d", [("h1", 5432), ("h2", 5432), ("h3", 5432)]),
+        ("postgres://u:p,x@h1:1,h2:/d", [("h1", 1), ("h2", 5432)]),
+        ("postgres://u:p@[::1]:1,[::2],h3:3/d", [("::1", 1), ("::2", 5432), ("h3", 3)]),
+        ("postgres://u:p@h1,[::2]:2/d", [("h1", 5432), ("::2", 2)]),
+        ("postgres:///d?host=h1,::2&port=1,2", [("h1", 1), ("::2", 2)]),
+        ("postgres:///d?host=h1,h2&port=7", [("h1", 7), ("h2", 7)]),
+        ("postgres:///d?host=h1%2Ch2&port=1,", [("h1", 1), ("h2", 5432)]),
+        ("postgres://h1%2Ch2:7/d", [("h1", 7), ("h2", 7)]),
+        ("postgres://h1:1,h2:2/d?port=7", [("h1", 7), ("h2", 7)]),
+        ("postgres://%2Frun%2Fa,%2Frun%2Fb:7/d", ["/run/a/.s.PGSQL.5432", "/run/b/.s.PGSQL.7"]),
+        ("postgres:///d?host=/run/a,/run/b,h3&port=7", ["/run/a/.s.PGSQL.7", "/run/b/.s.PGSQL.7", ("h3", 7)]),
+    ],
+)
+@pytest.mark.parametrize("by_environment", [False, True])
+def test_both_drivers_see_the_same_hosts_and_look_for_the_one_that_accepts_writes(
+    monkeypatch: pytest.MonkeyPatch, url: str, addresses: list[Any], *, by_environment: bool
+) -> None:
+    assert parse(url) == conninfo_to_dict(url)
+    if by_environment:
+        monkeypatch.setenv("PGHOST", parse(url)["host"])
+        monkeypatch.setenv("PGPORT", parse(url)["port"])
+        url = "postgresql:///d?user=u&password=p"
+    for options, expected in (
+        ("", "read-write"),
+        ("target_session_attrs=any", "read-write"),
+        ("target_session_attrs=read-write", "read-write"),
+        ("target_session_attrs=primary", "primary"),
+    ):
+        whole = f"{url}{'&' if '?' in url else '?'}{options}"
+        found, parameters = addresses_seen_by_asyncpg(whole)
+        assert (found, parameters.target_session_attrs) == (addresses, expected)
+        given = for_psycopg(whole)
+        assert (given["target_session_attrs"], given["connect_timeout"]) == (expected, "2")
+        hosts = zip(given["host"].split(","), given["port"].split(","), strict=True)
+        assert [f"{h}/.s.PGSQL.{p}" if h.startswith("/") else (h, int(p)) for h, p in hosts] == addresses
+        assert parse_uri(for_yoyo(whole)).args == given
+        each = [seen_by_asyncpg(one) for one in each_host(whole)]
+        assert [(address, found.target_session_attrs) for address, found in each] == [(a, "any") for a in addresses]
+        assert {(found.user, found.password, found.database) for _, found in each} == {
+            (parameters.user, parameters.password, parameters.database)
+        }
+
+
+def test_one_host_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for url in ("postgres://h/d", "postgres:///d", "postgres://h/d?target_session_attrs=any"):
+        assert for_psycopg(url).get("target_session_attrs", "any") == "any"
+        assert for_psycopg(url)["connect_timeout"] == "10"
+        assert len(each_host(url)) == 1
+    monkeypatch.setenv("PGTARGETSESSIONATTRS", "read-write")
+    assert for_psycopg("postgres://h/d")["target_session_attrs"] == "read-write"
+    assert seen_by_asyncpg("postgres://h/d")[1].target_session_attrs == "read-write"
+    [one] = each_host("postgres://h/d?target_session_attrs=standby")
+    assert seen_by_asyncpg(one)[1].target_session_attrs == "any"
+
+
+def test_passwords_of_a_list_of_hosts_are_masked() -> None:
+    for url, shown in (
+        ("postgres://u:s3cret@h1:1,h2:2/d?a=b", "postgres://u:***@h1:1,h2:2/d?a=b"),
+        ("postgres://u:s3cr@t:x@h1,[::1]:2/d", "postgres://u:***@h1,[::1]:2/d"),
+        ("postgres://u@[::1]:1,[::2]:2/d", "postgres://u@[::1]:1,[::2]:2/d"),
+        ("postgres:///d?host=h1,h2&password=s3cret", "postgres:///d?host=h1,h2&password=***"),
+        ("postgres://u:s3cret℀@h1,h2/d?p%61ssword=s3cret", "postgres://u:***@h1,h2/d?password=***"),
+    ):
+        assert masked_url(url) == shown
+        for one in each_host(url):
+            assert "s3cret" not in masked_url(one)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +275,6 @@ def test_every_command_refuses_such_an_option_before_it_connects(server_url: str
         ("postgres://u:12/s3cret@h/d", "expected postgresql://"),
         ("postgres://u:x#s3cret@h/d", "expected postgresql://"),
         ("postgres://u:x?s3cret@h/d", "expected postgresql://"),
-        ("postgres://u:s3cret℀@h/d", "expected postgresql://"),
         ("postgres://u:s3cret@h:0/d", "port"),
         ("postgres://u:s3cret@h:65536/d", "port"),
         ("postgres://u:s3cret@h/d?port=x", "port"),
@@ -207,8 +284,14 @@ def test_every_command_refuses_such_an_option_before_it_connects(server_url: str
         ("postgres://u:s3cret@::1/d", "expected postgresql://"),
         ("postgres://u:s3cret@[::1/d", "expected postgresql://"),
         ("postgres://u:s3cret@[1.2.3.4]/d", "expected postgresql://"),
-        ("postgres://u:s3cret@h1:1,h2:2/d", "several hosts"),
-        ("postgres://u:s3cret@/d?host=h1,h2", "several hosts"),
+        ("postgres://u:s3cret@h1:1,h2:x/d", "expected postgresql://"),
+        ("postgres://u:s3cret@h1:1,h2:0/d", "port"),
+        ("postgres://u:s3cret@h1,[::1/d", "expected postgresql://"),
+        ("postgres://u:s3cret@h1,,h2/d", "a host of the list is empty"),
+        ("postgres://u:s3cret@h1:1,/d", "a host of the list is empty"),
+        ("postgres://u:s3cret@/d?host=h1,a..b", "not a possible name"),
+        ("postgres://u:s3cret@/d?host=h1,h2,h3&port=1,2", "2 ports for 3 hosts"),
+        ("postgres://u:s3cret@h1:1,h2:2/d?host=h", "2 ports for 1 hosts"),
         ("postgres://h/d?s3cret", "option=value"),
     ],
 )
@@ -226,7 +309,16 @@ def test_quotes_and_white_space_around_a_url_are_removed(tmp_path: Path, text: s
     assert (settings.database_url, settings.owner_database_url) == (url, url)
 
 
-@pytest.mark.parametrize(("option", "value"), [("channel_binding", "require"), ("hostaddr", "10.0.0.1")])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("channel_binding", "require"),
+        ("hostaddr", "10.0.0.1"),
+        ("service", "mydb"),
+        ("requirepeer", "postgres"),
+        ("target_session_attrs", "standby"),
+    ],
+)
 def test_variables_that_only_libpq_reads_are_not_lost(monkeypatch: pytest.MonkeyPatch, option: str, value: str) -> None:
     monkeypatch.setenv(ENVIRONMENT[option], value)
     with pytest.raises(ValueError, match=rf"option {option}.* \(from {ENVIRONMENT[option]}\) is not supported"):

@@ -36,7 +36,7 @@ def test_environment_overrides_the_file(tmp_path: Path) -> None:
         ("DATABASE_URL", "mysql://secret@h/d"),
         ("DATABASE_URL", "postgres://u:secret@h"),
         ("DATABASE_URL", "postgres://u:secret%@h/d"),
-        ("DATABASE_URL", "postgres://u:secret@h1:1,h2:2/d"),
+        ("DATABASE_URL", "postgres://u:secret@h1:1,h2:0/d"),
         ("OWNER_DATABASE_URL", "mysql://secret@h/d"),
         ("AUTH_JWKS_URL", "issuer.example/secret"),
         ("AUTH_JWKS_URL", "file:///secret"),

@@ -251,7 +251,8 @@ async def test_busy_write_is_carried_over_a_few_times_before_it_waits_for_the_lo
 
 
 async def test_busy_write_is_carried_over_ahead_of_later_writes(writer: Writer) -> None:
-    lane = writer.lane
+    lane = writer._lane
+    assert lane
     first, second = (Write(appointment(number, f"o-{number}"), asyncio.get_running_loop()) for number in range(2))
     lane.put(second)
     lane._carry([first])

@@ -1,0 +1,34 @@
+"""Writes to distributed tables: all of them, by bucket.
+
+What has gathered for the organisations of a bucket goes as one batch. Each of its calls is one command for the server
+that holds the bucket, one transaction there, and settled by its own answer: on Citus a pipeline of calls would be no
+transaction. The call itself waits for the locks. As a call has a fixed price, its number of writes decides the
+throughput, so the fewer connections write at a time, the more gather meanwhile.
+"""
+
+from time import monotonic
+
+from service import metrics
+from service.database.buckets import bucket_of
+from service.database.connection import Connection
+from service.database.pool import Database
+from service.database.statements import PUT_APPOINTMENTS
+from service.settings import Settings
+from service.writing.batch import Write, arrange, settle
+from service.writing.organisations import OrganisationQueues
+
+
+class DistributedWrites(OrganisationQueues):
+    def __init__(self, database: Database, settings: Settings) -> None:
+        super().__init__(database, settings.write_connections_max, settings.write_wait_ms_max)
+
+    def group_of(self, organisation: str) -> int:
+        return bucket_of(organisation)
+
+    async def decide(self, connection: Connection, batch: list[Write]) -> None:
+        metrics.BATCH_WRITES.observe(len(batch))
+        metrics.QUEUE_WAIT_SECONDS.observe(monotonic() - batch[0].queued_at)
+        bucket = bucket_of(batch[0].organisation)
+        for run in arrange(batch):
+            *arguments, _ = run.arguments()
+            settle([run], await connection.fetch(PUT_APPOINTMENTS, bucket, *arguments))
