@@ -12,7 +12,8 @@
 -- Result, one row per statement, in the order in which to run them:
 --   step                text, for the progress bar
 --   statement           text
--- Lock: none.
+-- Lock: none. The statements lock both tables at once, so that sessions which use both do not deadlock with a run
+--   that has only one.
 -- Errors: none of its own.
 -- Indexes: pg_trigger_tgrelid_tgname_index, pg_proc_proname_args_nsp_index.
 select
@@ -20,28 +21,37 @@ select
     s.statement as statement
 from (
     select
-        1 as place,
-        'mode' as step,
-        'select set_config(''citus.multi_shard_modify_mode'', ''sequential'', true)' as statement
-    union all
-    select
-        1 + t.place,
-        t.name,
-        format('select create_distributed_table(%L, ''bucket'', %s)', to_regclass(t.name), t.options)
+        t.place as place,
+        t.step as step,
+        t.statement as statement
     from (
         values
-            (1, 'appointments', 'colocate_with => ''none'', shard_count => 16'),
-            (2, 'appointment_versions', 'colocate_with => ''appointments''')
-    ) as t (place, name, options)
+            (1, 'locks', 'lock table appointment_versions, appointments in access exclusive mode'),
+            (3, 'appointments',
+                'select create_distributed_table(''appointments'', ''bucket'', ''hash'', ''none'', 16)'),
+            (4, 'appointment_versions',
+                'select create_distributed_table(''appointment_versions'', ''bucket'', ''hash'', ''appointments'')')
+    ) as t (place, step, statement)
     where not exists (
         select from pg_trigger as g
         join pg_proc as p on p.oid = g.tgfoid
-        where g.tgrelid = to_regclass(t.name)
+        where g.tgrelid = to_regclass('appointments')
             and p.proname = 'citus_truncate_trigger'
     )
     union all
     select
-        4,
+        t.place,
+        t.step,
+        t.statement
+    from (
+        values
+            (2, 'mode', 'select set_config(''citus.multi_shard_modify_mode'', ''sequential'', true)'),
+            -- With their versions, which refer to them. Without local rows it does nothing.
+            (6, 'local copies', 'select truncate_local_data_after_distributing_table(''appointments'')')
+    ) as t (place, step, statement)
+    union all
+    select
+        5,
         'functions',
         format(
             case p.proname
@@ -57,11 +67,5 @@ from (
             'appointment_members', 'change_cursor', 'instant_text', 'organisation_bucket', 'put_appointments',
             'version_json'
         )
-    union all
-    select
-        5,
-        'local copies',
-        -- With their versions, which refer to them. Without local rows it does nothing.
-        'select truncate_local_data_after_distributing_table(''appointments'')'
 ) as s
 order by s.place;
