@@ -1,5 +1,6 @@
 """`python -m service distribute` without Citus, and how a running service notices that the tables were distributed."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from service.database import schema
+from service.database.statements import DISTRIBUTION
 from tests.databases import new_database, query
 from tests.http.requests import assert_problem
 from tests.processes import clean_environment, running_service
@@ -62,6 +64,15 @@ def test_older_version_of_citus_is_refused(url: str, tmp_path: Path) -> None:
     done = distribute(tmp_path, DATABASE_URL=url)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: Citus 11.3-1 is too old; 12 or later is needed.\n"
+
+
+def test_all_functions_of_the_schema_are_distributed(url: str) -> None:
+    schema.migrate(url)
+    own = """select p.oid::regprocedure::text from pg_proc as p where p.pronamespace = 'public'::regnamespace
+        and not exists (select from pg_depend as d where d.objid = p.oid and d.deptype = 'e')"""
+    statements = [statement for step, statement in query(url, DISTRIBUTION.text) if step == "functions"]
+    functions = {re.sub(r".*?'(.*?)'.*", r"\1", str(statement)) for statement in statements}
+    assert functions == {name for [name] in query(url, own)}
 
 
 def test_readyz_asks_for_a_restart_when_the_tables_were_distributed_since_the_start(url: str, tmp_path: Path) -> None:
