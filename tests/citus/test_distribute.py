@@ -1,4 +1,4 @@
-"""`python -m service distribute` on a Citus cluster: what it leaves behind, repeated, interrupted, and under a service."""
+"""`python -m service distribute` on a Citus cluster: its result, repeated, interrupted, and beside a running service."""
 
 import signal
 import subprocess
@@ -28,7 +28,9 @@ DISTRIBUTED_NOW = f"distribute: {', '.join(TABLES)}\n"
 REPEATED = "distribute: nothing to do\n"
 STATE = """select table_name::text, distribution_column::text, shard_count::int, colocation_id from citus_tables
     order by table_name::text"""
-SHARDS = """select nodeport, count(*) from citus_shards where table_name = 'appointments'::regclass group by 1 order by 1"""
+SHARDS = (
+    """select nodeport, count(*) from citus_shards where table_name = 'appointments'::regclass group by 1 order by 1"""
+)
 FUNCTIONS = """select p.proname::text, coalesce(o.force_delegation, false)
     from pg_dist_object as o join pg_proc as p on p.oid = o.objid and o.classid = 'pg_proc'::regclass order by 1"""
 ALL_FUNCTIONS = [
@@ -250,7 +252,7 @@ def test_running_service_is_unavailable_until_it_is_restarted_and_loses_nothing(
 def test_function_is_delegated_again_after_it_was_rolled_back(cluster: Cluster, tmp_path: Path) -> None:
     schema.migrate(cluster.url, distribute=True)
     assert ended(start(cluster.url, tmp_path, "rollback")) == (0, "rollback: 0006.put-appointments\n", "")
-    assert ended(start(cluster.url, tmp_path, "migrate")) == (0, "migrate: 0006.put-appointments\n" , "")
+    assert ended(start(cluster.url, tmp_path, "migrate")) == (0, "migrate: 0006.put-appointments\n", "")
     assert_distributed(cluster.url)
 
 

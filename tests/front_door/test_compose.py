@@ -70,6 +70,8 @@ def test_ports_are_published_to_this_machine_only_and_volumes_are_declared(compo
 
 
 def test_images_have_a_fixed_version() -> None:
-    images = [service["image"] for each in (PLAIN, CITUS) for service in each["services"].values() if "image" in service]
+    images = [
+        service["image"] for each in (PLAIN, CITUS) for service in each["services"].values() if "image" in service
+    ]
     assert all(re.fullmatch(r"[\w/]+:\d+(\.\d+)*", image) for image in images)
     assert len({image for image in images if "citus" in image}) == 1

@@ -7,7 +7,25 @@ from hypothesis import strategies as st
 from service.database.buckets import BUCKETS, bucket_of
 from tests.databases import query
 
-AWKWARD = ["default", "o", "\\", "\\\\", "\\x41", "\\000", "'", '"', "''", "%s", "ä", "é", "é", "\ufeff", "𝔘", "a\nb", "\x7f" * 255]
+AWKWARD = [
+    "default",
+    "o",
+    "\\",
+    "\\\\",
+    "\\x41",
+    "\\000",
+    "'",
+    '"',
+    "''",
+    "%s",
+    "ä",
+    "é",
+    "é",
+    "\ufeff",
+    "𝔘",
+    "a\nb",
+    "\x7f" * 255,
+]
 NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=255)
 
 
@@ -16,7 +34,9 @@ def test_python_and_postgresql_agree(database_url: str) -> None:
 
         @given(st.lists(NAMES, max_size=100))
         def agree(names: list[str]) -> None:
-            statement = "select organisation_bucket(n) from unnest(%s::text[]) with ordinality as a (n, place) order by place"
+            statement = (
+                "select organisation_bucket(n) from unnest(%s::text[]) with ordinality as a (n, place) order by place"
+            )
             found = [bucket for [bucket] in session.execute(statement, [names + AWKWARD])]
             assert found == [bucket_of(name) for name in names + AWKWARD]
 
