@@ -8,6 +8,9 @@
 -- Functions are listed, since Citus copies only those that a table's definition uses, or that were created after its
 -- extension. The shards are 16, one for each bucket (migrations/0005.buckets.sql).
 --
+-- The exclusion constraint has to contain the bucket, so a check has to guarantee that it is the right one: in another
+-- bucket, an appointment could overlap unnoticed.
+--
 -- Parameters: none.
 -- Result, one row per statement, in the order in which to run them:
 --   step                text, for the progress bar
@@ -21,37 +24,54 @@ select
     s.statement as statement
 from (
     select
-        t.place as place,
-        t.step as step,
-        t.statement as statement
+        1 as place,
+        'mode' as step,
+        'select set_config(''citus.multi_shard_modify_mode'', ''sequential'', true)' as statement
+    union all
+    select
+        1 + t.place,
+        t.step,
+        format(t.statement, to_regclass(t.name))
     from (
         values
-            (1, 'locks', 'lock table appointment_versions, appointments in access exclusive mode'),
-            (3, 'appointments',
-                'select create_distributed_table(''appointments'', ''bucket'', ''hash'', ''none'', 16)'),
-            (4, 'appointment_versions',
-                'select create_distributed_table(''appointment_versions'', ''bucket'', ''hash'', ''appointments'')')
-    ) as t (place, step, statement)
+            (0, 'locks', 'appointments', 'lock table appointment_versions, %s in access exclusive mode'),
+            (
+                1,
+                'keys',
+                'appointments',
+                'alter table %s add constraint appointments_bucket_check check (bucket = organisation_bucket(org_id))'
+            ),
+            (2, 'keys', 'appointments', 'alter table %s drop constraint appointments_during_excl'),
+            (
+                3,
+                'keys',
+                'appointments',
+                'alter table %s add constraint appointments_during_excl exclude using gist ('
+                '(substring(encode(sha256(replace(org_id, ''\'', ''\\'')::bytea), ''hex'') for 32)::uuid) with =,'
+                ' during with &&, bucket with =) where (not cancelled)'
+            ),
+            (
+                4,
+                'appointments',
+                'appointments',
+                'select create_distributed_table(''%s'', ''bucket'', colocate_with => ''none'', shard_count => 16)'
+            ),
+            (
+                5,
+                'appointment_versions',
+                'appointment_versions',
+                'select create_distributed_table(''%s'', ''bucket'', colocate_with => ''appointments'')'
+            )
+    ) as t (place, step, name, statement)
     where not exists (
         select from pg_trigger as g
         join pg_proc as p on p.oid = g.tgfoid
-        where g.tgrelid = to_regclass('appointments')
+        where g.tgrelid = to_regclass(t.name)
             and p.proname = 'citus_truncate_trigger'
     )
     union all
     select
-        t.place,
-        t.step,
-        t.statement
-    from (
-        values
-            (2, 'mode', 'select set_config(''citus.multi_shard_modify_mode'', ''sequential'', true)'),
-            -- With their versions, which refer to them. Without local rows it does nothing.
-            (6, 'local copies', 'select truncate_local_data_after_distributing_table(''appointments'')')
-    ) as t (place, step, statement)
-    union all
-    select
-        5,
+        7,
         'functions',
         format(
             case p.proname
@@ -67,5 +87,11 @@ from (
             'appointment_members', 'change_cursor', 'instant_text', 'organisation_bucket', 'put_appointments',
             'version_json'
         )
+    union all
+    select
+        8,
+        'local copies',
+        -- With their versions, which refer to them. Without local rows it does nothing.
+        'select truncate_local_data_after_distributing_table(''appointments'')'
 ) as s
 order by s.place;

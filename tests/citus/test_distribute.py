@@ -1,4 +1,4 @@
-"""`python -m service distribute` on a Citus cluster: its result, repeated, interrupted, and beside a running service."""
+"""`python -m service distribute` on a Citus cluster: its result, repeated, interrupted, beside a running service."""
 
 import signal
 import subprocess
@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from service.database import schema
-from service.database.buckets import BUCKETS
+from service.database.buckets import BUCKETS, bucket_of
 from tests.cluster import Cluster, needs_citus, run
 from tests.databases import assert_invariants, query, wait_until_blocked
 from tests.http.requests import assert_accepted, assert_problem, listed, post
@@ -120,6 +120,16 @@ def test_each_bucket_has_a_shard_of_its_own(cluster: Cluster) -> None:
     schema.migrate(cluster.url, distribute=True)
     shard = "select get_shard_id_for_distribution_column('appointments', %s)"
     assert len({query(cluster.url, shard, bucket)[0] for bucket in BUCKETS}) == 16
+
+
+def test_appointment_in_another_bucket_is_refused(cluster: Cluster) -> None:
+    schema.migrate(cluster.url, distribute=True)
+    insert = """insert into appointments (bucket, org_id, external_id, during, payload_created_at, payload_updated_at,
+        received_at, version) values (%s, 'o', 'a', '[2020-01-01,2020-01-02)', now(), now(), now(), 1)"""
+    query(cluster.url, insert, bucket_of("o"))
+    for bucket in set(range(-1, 60)) - {bucket_of("o")}:
+        with pytest.raises(psycopg.errors.CheckViolation):
+            query(cluster.url, insert, bucket)
 
 
 def test_rows_are_moved_and_no_local_copy_stays(cluster: Cluster, tmp_path: Path) -> None:
