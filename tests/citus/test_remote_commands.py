@@ -12,6 +12,7 @@ import pytest
 
 from service.database.buckets import bucket_of, key_of
 from service.database.connection import connect_options, set_up
+from service.database.connection import session as parameters
 from service.database.statements import (
     LIST_APPOINTMENTS,
     LIST_APPOINTMENTS_AS_OF,
@@ -82,8 +83,9 @@ class Session:
 
 @pytest.fixture
 async def session(url: str) -> AsyncIterator[Session]:
-    connection = await asyncpg.connect(**connect_options(Settings(database_url=url), 0, distributed=True))
-    await set_up(connection, 10_000)
+    settings = Settings(database_url=url)
+    connection = await asyncpg.connect(**connect_options(settings))
+    await set_up(connection, parameters(settings, 0, distributed=True))
     opened = Session(connection)
     connection.add_log_listener(opened.note)
     await connection.execute("set citus.log_remote_commands = on; set client_min_messages = log")
