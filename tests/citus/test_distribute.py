@@ -1,5 +1,6 @@
 """`python -m service distribute` on a Citus cluster: its result, repeated, interrupted, beside a running service."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -11,10 +12,12 @@ from uuid import uuid4
 import httpx
 import psycopg
 import pytest
+import yaml  # type: ignore[import-untyped]
 
+from service import ROOT
 from service.database import schema
 from service.database.buckets import BUCKETS, bucket_of
-from tests.cluster import Cluster, needs_citus, run
+from tests.cluster import EXTENSIONS, Cluster, needs_citus, run
 from tests.databases import assert_invariants, query, wait_until_blocked
 from tests.http.requests import assert_accepted, assert_problem, listed, post
 from tests.processes import clean_environment, running_service, wait_until
@@ -170,6 +173,20 @@ def test_without_workers_the_shards_stay_on_the_coordinator(bare_cluster: Cluste
     assert_distributed(bare_cluster.url)
     assert query(bare_cluster.url, "select count(*) from pg_dist_node") == [(1,)]
     assert_serves(tmp_path, bare_cluster.url)
+
+
+def test_commands_of_compose_register_the_nodes_and_can_be_repeated(bare_cluster: Cluster, tmp_path: Path) -> None:
+    """With the addresses of this cluster."""
+    composed = yaml.safe_load((ROOT / "compose.citus.yaml").read_text(encoding="utf-8"))
+    commands = "\n".join(composed["services"]["register"]["command"])
+    for name, (_, host, port) in zip(("coordinator", "worker-1", "worker-2"), bare_cluster.nodes, strict=False):
+        commands = commands.replace(f"'{name}', 5432", f"'{host}', {port}")
+    bare_cluster.run_on_each(*EXTENSIONS)
+    for repeated in (False, True):
+        run(bare_cluster.url, *(found for found in re.findall("--command=(.*)", commands) if "5432" not in found))
+        workers = query(bare_cluster.url, "select nodeport from pg_dist_node where shouldhaveshards order by nodeport")
+        assert workers == [(port,) for _, _, port in bare_cluster.nodes[1:3]]
+        assert ended(start(bare_cluster.url, tmp_path)) == (0, REPEATED if repeated else APPLIED_AND_DISTRIBUTED, "")
 
 
 def test_worker_refers_to_the_coordinator(cluster: Cluster, tmp_path: Path) -> None:
