@@ -15,7 +15,8 @@
 -- Result, one row per statement, in the order in which to run them:
 --   step                text, for the progress bar
 --   statement           text
--- Lock: none.
+-- Lock: none. The statements lock both tables at once, so that sessions which use both do not deadlock with a run
+--   that has only one.
 -- Errors: none of its own.
 -- Indexes: pg_trigger_tgrelid_tgname_index, pg_proc_proname_args_nsp_index.
 select
@@ -33,6 +34,7 @@ from (
         format(t.statement, to_regclass(t.name))
     from (
         values
+            (0, 'locks', 'appointments', 'lock table appointment_versions, %s in access exclusive mode'),
             (
                 1,
                 'keys',

@@ -11,8 +11,11 @@ from service.database.pool import Database
 from service.database.statements import LIST_LAST_CHANGES
 from service.problems import ProblemError
 from service.settings import Settings
+from tests.cluster import not_on_citus
 from tests.databases import query
 from tests.processes import wait_until
+
+pytestmark = not_on_citus
 
 SESSIONS = """select pid from pg_stat_activity
     where application_name = 'appointments' and datname = current_database()"""

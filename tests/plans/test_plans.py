@@ -21,7 +21,10 @@ from service.database.statements import (
     Statement,
 )
 from service.writing.batch import uuid7
+from tests.cluster import not_on_citus
 from tests.databases import new_database
+
+pytestmark = not_on_citus
 
 APPOINTMENTS = 100_000
 FILL = f"""

@@ -15,9 +15,12 @@ import pytest
 
 from service.database_url import parse
 from service.reading.stream_places import GRACE_SECONDS, StreamPlaces
+from tests.cluster import not_on_citus
 from tests.databases import new_database, query
 from tests.http.requests import assert_problem, payload
 from tests.processes import ServiceProcess, running_service, wait_until
+
+pytestmark = not_on_citus
 
 ROWS = 150_000  # far more than fits into the buffers of a connection
 FILL = f"""
