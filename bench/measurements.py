@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.request import urlopen
 
-from bench import floor, open_loop, wrk
+from bench import citus_commands, floor, open_loop, wrk
 from bench.contenders import Contender
 from bench.stage import SHORT_HISTORY, SLOW_WRITES_WAITING_MAX, WARM_UP_SECONDS, Stage
 from tests.databases import assert_invariants, query
@@ -31,6 +31,7 @@ SETTLE_SECONDS = 0.3  # longer than any commit takes, including the slowed down 
 BUSY = "select from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid() and state <> 'idle'"
 HOT_ORGANISATIONS = 5
 ORGANISATIONS = {"new": 1000, "one": 1, "hot": HOT_ORGANISATIONS, "storm": 1, "batch": 100}
+READS = ("reads", "history", "alone", "standby", "citus reads")  # contenders
 LONG_HISTORY = "long 0"
 READS_CONNECTIONS = 4
 FLOOD_CONNECTIONS = 1000
@@ -50,13 +51,7 @@ def measure(stage: Stage, measurement: Measurement, base_rate: float) -> Figures
     if name in ("pgbench", "psql"):
         return {"rate": floor_rate(stage, measurement)}
     contender = stage.contender(name)
-    if work in ("commands", "calls"):
-        return (
-            {"commands": asyncio.run(remote.commands(contender.database_url))}
-            if work == "commands"
-            else {"commands": remote.CALLS}
-        )
-    if name in ("reads", "history") or work == "list":
+    if name in READS:
         return stream(contender, int(amount)) if work == "stream" else read(contender, work, int(amount), seconds)
     if name.startswith("table "):
         remove_added(contender.database_url)
@@ -165,7 +160,11 @@ def crowd(contender: Contender, connections: int) -> Figures:
 def read(contender: Contender, work: str, amount: int, seconds: float) -> Figures:
     """`list`: an organisation of 1,000 appointments, over `amount` connections. `at`: one instant in an
     organisation of `amount` appointments. `as of`: 1,000 appointments with `amount` versions each, at an instant
-    in the middle of the versions. `changes`: the last 1,000 of `amount` changes."""
+    in the middle of the versions. `changes`: the last 1,000 of `amount` changes. `calls` and `commands`: their numbers
+    on Citus."""
+    if work in ("calls", "commands"):
+        calls = work == "calls"
+        return {"count": citus_commands.CALLS_IN_ALL if calls else citus_commands.sent(contender.database_url)}
     connections = amount if work == "list" else 64 if work == "at" else READS_CONNECTIONS
     match work:
         case "list":

@@ -46,7 +46,7 @@ def table(results: Results, wanted: Sequence[Target]) -> str:
     """A Markdown table: each target with its two medians and the median of the ratios."""
     lines = ["| | what | measured | against | ratio | target |", "| --- | --- | ---: | ---: | ---: | ---: |"]
     for target in wanted:
-        unit = "/s" if target.figure == "rate" else " ms"
+        unit = {"rate": "/s", "count": ""}.get(target.figure, " ms")
         best = max if target.at_least else min
         own = results.median(target.of, target.figure)
         other = best(results.median(against, target.figure) for against in target.against)

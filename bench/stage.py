@@ -87,9 +87,10 @@ class Stage:
 
     def contender(self, name: str) -> Contender:
         """Rivals are `pool` and `orm`. All others are the service: `service`, `workers` (two processes), `slow`
-        (commits take a tenth of a second), `buckets` (it writes as to distributed tables), `citus` (on a cluster);
-        `alone` and `standby`, on a server of their own, without and with a standby that reads; and on filled tables
-        `reads`, `history` and `table N` (N rows). `alone`, `standby` and `citus` have the organisation of `reads`."""
+        (commits take a tenth of a second), `buckets` (it writes as to distributed tables), `citus` and `citus reads`
+        (on a cluster), `alone` and `standby` (on a server of their own, without and with a standby that reads), and on
+        filled tables `reads`, `history` and `table N` (N rows). `citus reads`, `alone` and `standby` have the
+        organisation of 1,000 of `reads`, too."""
         if name not in self._opened:
             self._opened[name] = self._open(name)
         return self._opened[name]
@@ -112,7 +113,7 @@ class Stage:
             opened = self._stack.enter_context(contenders.service(self._database(name), **settings))
         if name == "slow":
             slow_down(opened.database_url)
-        if name in ("alone", "standby", "citus"):
+        if name in ("alone", "standby", "citus reads"):
             fill_over_http(opened.url)
         if fillings := self._fillings(name):
             fill(opened.database_url, fillings)
@@ -122,7 +123,7 @@ class Stage:
     def _database(self, name: str) -> str:
         if name in ("alone", "standby"):
             return self._pair[0]
-        new = distributed_database() if name == "citus" else new_database(self.server_url, self.template)
+        new = distributed_database() if name.startswith("citus") else new_database(self.server_url, self.template)
         return self._stack.enter_context(new)
 
     @cached_property

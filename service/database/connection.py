@@ -91,7 +91,7 @@ async def open_connection(
         connection = await connect(**options)
         try:
             connection.add_termination_listener(lambda _: on_close())
-            await set_up(connection, session(settings, lock_ms_max))
+            await set_up(connection, session_parameters(settings, lock_ms_max))
             yield Connection(connection, settings.statement_slow_ms / 1e3)
         finally:
             connection.terminate()
@@ -109,7 +109,7 @@ def connect_options(settings: Settings) -> dict[str, Any]:
     }
 
 
-def session(
+def session_parameters(
     settings: Settings, lock_ms_max: int, transaction_ms_max: int = 0, *, distributed: bool = False
 ) -> dict[str, str]:
     """The parameters of a session. A transaction's limit is a statement's unless one is given."""

@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 import structlog
 
-from service.database.connection import Connection, connect_options, session, set_up
+from service.database.connection import Connection, connect_options, session_parameters, set_up
 from service.database.failures import BROKEN, NO_ANSWER, Action, action_for
 from service.database.hosts import connecting
 from service.database.statements import IS_DISTRIBUTED, Statement
@@ -102,7 +102,7 @@ async def open_database(
     """A pool of at most `connections_max` connections (0: the setting's number). `lock_ms_max` limits the wait for a
     lock; 0 leaves only the statement's limit, which is also a transaction's unless one is given."""
     options = connect_options(settings)
-    parameters = session(settings, lock_ms_max, transaction_ms_max, distributed=distributed)
+    parameters = session_parameters(settings, lock_ms_max, transaction_ms_max, distributed=distributed)
     async with connecting(options) as connect:
         pool = await asyncpg.create_pool(
             min_size=1,

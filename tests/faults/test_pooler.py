@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from service.database.account import switch_to, unprivileged_account
-from service.database.connection import STARTUP, session
+from service.database.connection import STARTUP, session_parameters
 from service.database.pool import open_database
 from service.database.statements import LIST_LAST_CHANGES
 from service.settings import Settings
@@ -123,7 +123,7 @@ async def test_session_that_the_pooler_lends_again_is_set_up_again(server: Serve
         settings = Settings(database_url=pooler.url)
         pids = set()
         for lock_ms_max in (500, 0, 500):
-            expected = STARTUP | session(settings, lock_ms_max)
+            expected = STARTUP | session_parameters(settings, lock_ms_max)
             async with open_database(settings, lock_ms_max=lock_ms_max) as database:
                 await database.fetch(LIST_LAST_CHANGES, 0, ["o"])
                 async with database.connection() as connection:
