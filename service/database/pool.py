@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 import structlog
 
-from service.database.connection import Connection, connect_options, set_up
+from service.database.connection import Connection, connect_options, limits, set_up
 from service.database.failures import BROKEN, NO_ANSWER, Action, action_for
 from service.database.hosts import connecting
 from service.database.statements import Statement
@@ -96,13 +96,13 @@ async def open_database(
 ) -> AsyncIterator[Database]:
     """A pool of at most `connections_max` connections (0: the setting's number). `lock_ms_max` limits the wait for a
     lock; 0 leaves only the statement's limit, which is also a transaction's unless one is given."""
-    options = connect_options(settings, lock_ms_max)
+    options = connect_options(settings)
     async with connecting(options) as connect:
         pool = await asyncpg.create_pool(
             min_size=1,
             max_size=connections_max or settings.pool_connections_max,
             max_inactive_connection_lifetime=0,
-            init=partial(set_up, transaction_ms_max=transaction_ms_max or settings.statement_ms_max),
+            init=partial(set_up, limits=limits(settings, lock_ms_max, transaction_ms_max)),
             reset=keep_session,
             connect=connect,
             **options,

@@ -24,7 +24,7 @@ from service.settings import Settings, check_database_urls, masked_url, read_set
 from tests.databases import new_database, query
 from tests.processes import clean_environment
 
-SERVER_SETTINGS = connect_options(Settings(database_url="postgresql://h/d"), 0)["server_settings"]
+SERVER_SETTINGS = connect_options(Settings(database_url="postgresql://h/d"))["server_settings"]
 LIBPQ = {option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults()}
 
 
@@ -41,7 +41,7 @@ def seen_by_asyncpg(url: str) -> tuple[Any, Any]:
 
 
 def addresses_seen_by_asyncpg(url: str) -> tuple[list[Any], Any]:
-    options = connect_options(Settings(database_url=url), 0)
+    options = connect_options(Settings(database_url=url))
     names = inspect.signature(connect_utils._parse_connect_arguments).parameters
     sizes = {"statement_cache_size": 100, "max_cached_statement_lifetime": 0, "max_cacheable_statement_size": 1024}
     arguments = dict.fromkeys(names) | sizes | {name: options[name] for name in options if name in names}
@@ -367,7 +367,7 @@ def test_time_limit_of_connecting_reaches_both_drivers() -> None:
     for given, psycopg_seconds, asyncpg_seconds in (("15", "15", 15), ("0", "10", 5), ("-1", "10", 5)):
         url = f"postgres://h/d?connect_timeout={given}"
         assert for_psycopg(url)["connect_timeout"] == psycopg_seconds
-        assert connect_options(Settings(database_url=url), 0)["timeout"] == asyncpg_seconds
+        assert connect_options(Settings(database_url=url))["timeout"] == asyncpg_seconds
 
 
 def test_table_of_options_knows_every_option_of_libpq_or_refuses_it() -> None:
