@@ -38,6 +38,13 @@ declare
     decided record;
     written bigint;
 begin
+    -- A call that accepts nothing writes nothing, but a standby may be late, and its locks are its own.
+    if current_setting('transaction_read_only')::boolean then
+        raise exception using
+            errcode = 'read_only_sql_transaction',
+            message = 'Appointments cannot be written in a read-only transaction.';
+    end if;
+
     -- In the order of the names, so that no two calls wait for each other.
     begin
         perform pg_advisory_xact_lock(hashtextextended(asked.org_id, 0))

@@ -21,6 +21,7 @@
 -- Lock: the organisations' advisory locks, held until the transaction ends. If one is not acquired within half a second,
 --   all are only tried: the elements of organisations whose lock is still held are busy, the others are decided.
 -- Errors: 55P03 if another lock is not acquired within half a second.
+--   25006 in a read-only transaction, such as any on a standby, even if nothing is to be written.
 --   40001, 23P01 if a writer without the lock was faster.
 --   23505, XX000 while a shard moves: two calls may then hold the same lock on two servers, and a key refuses one.
 -- Indexes: appointments_external_id_key, appointments_start_idx, appointment_versions_pkey.

@@ -48,9 +48,7 @@ async def test_unusable_connection_is_not_returned_to_the_pool(database: Databas
     await asyncio.to_thread(wait_until, lambda: broken not in query(database_url, SESSIONS))
 
 
-async def test_reads_are_unavailable_while_migrations_are_rolled_back(
-    database: Database, database_url: str
-) -> None:
+async def test_reads_are_unavailable_while_migrations_are_rolled_back(database: Database, database_url: str) -> None:
     await database.fetch(LIST_LAST_CHANGES, 0, ["o"])
     for _ in schema.KNOWN:
         await asyncio.to_thread(schema.rollback, database_url)
