@@ -1,7 +1,6 @@
 """The writer without HTTP: batches, contention, limits, and failures in the middle of a batch."""
 
 import asyncio
-import itertools
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -14,13 +13,13 @@ from msgspec.structs import asdict
 
 from service import metrics
 from service.contract.body import Appointment
-from service.database.buckets import BUCKETS, bucket_of
+from service.database.buckets import BUCKETS
 from service.problems import ProblemError
 from service.settings import Settings
 from service.writing.batch import Verdict, Write
 from service.writing.lane import BUSY_ROUNDS_MAX
 from service.writing.writer import Writer, open_writer
-from tests.databases import LOCK_ORGANISATION, assert_invariants, query, wait_until_blocked, with_name
+from tests.databases import LOCK_ORGANISATION, assert_invariants, neighbours, query, wait_until_blocked, with_name
 from tests.processes import wait_until, writes_by_bucket
 
 DAY = datetime(2020, 10, 10, tzinfo=UTC)
@@ -35,6 +34,15 @@ FAIL_ON_A_7 = """
     create function fail() returns trigger language plpgsql as $$ begin raise exception 'no'; end $$;
     create trigger fail before insert on appointments for each row when (new.external_id = 'a-7')
     execute function fail()"""
+FAIL_AT_FIRST = """
+    create sequence attempts;
+    create function fail_at_first() returns trigger language plpgsql as $$ begin
+        if nextval('attempts') <= 3 then
+            raise exception 'duplicate key value violates unique constraint' using errcode = '{}';
+        end if;
+        return new;
+    end $$;
+    create trigger fail_at_first before insert on appointment_versions for each row execute function fail_at_first()"""
 
 FULL_DISK = """
     create function full_disk() returns trigger language plpgsql as $$
@@ -43,12 +51,6 @@ FULL_DISK = """
 
 
 lane_only = pytest.mark.skipif(writes_by_bucket(), reason="about the rounds of the lane, which takes no part here")
-
-
-def neighbours(name: str, count: int) -> list[str]:
-    """Organisations of the same bucket as that one: in both writers their writes may share a batch."""
-    numbered = (f"{name}-{number}" for number in itertools.count())
-    return list(itertools.islice(filter(lambda each: bucket_of(each) == bucket_of(name), numbered), count))
 
 
 def appointment(number: int, org_id: str = "o") -> Appointment:
@@ -133,6 +135,21 @@ async def test_failing_row_does_not_affect_the_rest_of_its_batch(writer: Writer,
     expected = ["RaiseError" if number == 7 else "ok" for number in range(10)]
     assert await outcomes(write_concurrently(writer, *map(appointment, range(10)))) == expected
     assert query(database_url, "select count(*) from appointment_versions") == [(9,)]
+    assert_invariants(database_url)
+
+
+@pytest.mark.parametrize("state", ["23505", "40001", "40P01", "XX000"])
+@pytest.mark.parametrize("in_order", [False, True])
+async def test_write_undone_because_of_other_sessions_is_tried_until_it_succeeds(
+    writer: Writer, database_url: str, state: str, in_order: bool
+) -> None:
+    """XX000 is how Citus reports a duplicate key at times, while it moves a shard."""
+    query(database_url, FAIL_AT_FIRST.format(state))
+    if in_order:
+        assert await writer.write_in_order([appointment(1), appointment(2)]) == [Verdict("ok")] * 2
+    else:
+        assert await outcomes(write_concurrently(writer, appointment(1))) == ["ok"]
+    assert query(database_url, "select last_value > 3 from attempts") == [(True,)]
     assert_invariants(database_url)
 
 
