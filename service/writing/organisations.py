@@ -9,7 +9,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable
-from itertools import groupby
+from itertools import chain, groupby
 from operator import attrgetter
 from time import monotonic
 
@@ -77,8 +77,7 @@ class OrganisationQueues(ABC):
         return outage.lasts() and (bool(self._groups[group]) or outage.pauses())
 
     def expire(self) -> None:
-        for queue in self._queues.values():
-            self._expire(queue)
+        self._expire(chain.from_iterable(self._queues.values()))
 
     def _expire(self, writes: Iterable[Write]) -> None:
         queued_before = monotonic() - self._wait_seconds
