@@ -34,8 +34,8 @@ migration: $(VENV)/runtime ## Create a new pair of migration files: make migrati
 		&& file=$${file#Created file } && touch "$${file%.sql}.rollback.sql" \
 		&& echo "$$file" && echo "$${file%.sql}.rollback.sql"
 
-test: $(VENV)/development ## Run the tests, or one kind: make test KIND=http
-	@$(RUN) -m pytest -n 2 --dist loadfile $(if $(KIND),,--ignore tests/faults) tests/$(KIND)
+test: $(VENV)/development ## Run the tests, or some kinds: make test KIND="http races"
+	@$(RUN) -m pytest -n 2 --dist loadfile $(or $(addprefix tests/,$(KIND)),--ignore tests/faults tests)
 
 faults: $(VENV)/development ## Run the fault injection tests under load (three minutes)
 	@$(RUN) -m pytest tests/faults
