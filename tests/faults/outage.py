@@ -1,7 +1,7 @@
 """Assertions about a service under load whose database becomes unavailable and comes back."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from statistics import median
 
@@ -11,7 +11,7 @@ from service.app import STREAM_CONNECTIONS_MAX
 from service.settings import Settings
 from service.writing.contended import CONNECTIONS_MAX as CONTENDED_CONNECTIONS_MAX
 from tests.databases import assert_invariants
-from tests.histories.clients import Record, Refusal, clients, record_final_state
+from tests.histories.clients import ORGANISATIONS, Record, Refusal, clients, record_final_state
 from tests.http.requests import assert_problem
 from tests.processes import ServiceProcess, wait_until
 
@@ -28,11 +28,13 @@ DESCRIPTOR_GROWTH_MAX = Settings().pool_connections_max + STREAM_CONNECTIONS_MAX
 
 
 @contextmanager
-def under_load(*services: ServiceProcess, database_url: str) -> Iterator[Record]:
+def under_load(
+    *services: ServiceProcess, database_url: str, organisations: Sequence[str] = ORGANISATIONS
+) -> Iterator[Record]:
     """The fault is injected in the block. Afterwards the recorded calls must be linearizable, the database consistent,
     the log free of errors, and the processes no larger than before."""
     before = [resource_usage(service) for service in services]
-    with clients([service.url for service in services], seed=int(time.time())) as record:
+    with clients([service.url for service in services], int(time.time()), organisations) as record:
         record.wait_for_answers(CALLS_BEFORE)
         yield record
         record.wait_for_answers(CALLS_AFTER)
@@ -57,14 +59,13 @@ def resource_usage(service: ServiceProcess) -> tuple[int, int]:
     return sum(process.num_fds() for process in processes), sum(process.memory_info().rss for process in processes)
 
 
-def assert_refusals_are_quick(record: Record, service: ServiceProcess, since: float) -> None:
+def assert_refusals_are_quick(record: Record, since: float) -> None:
     """While the database is unavailable, requests get a quick 503 with `Retry-After`."""
 
     def refusals() -> list[Refusal]:
         return record.refusals_of_calls_begun_after(since + DETECTION_SECONDS)
 
     wait_until(lambda: len(refusals()) >= REFUSALS_MIN)
-    assert_problem(service.client.get("/readyz"), 503, "NOT_READY")
     assert median(refusal.seconds for refusal in refusals()) < REFUSAL_SECONDS_MAX
     assert {refusal.retry_after for refusal in refusals()} == {"1"}
 
@@ -83,6 +84,7 @@ def interrupt_database(
 ) -> None:
     """The database is unavailable from `begin` until `end` returns."""
     begin()
-    assert_refusals_are_quick(record, service, time.monotonic())
+    assert_refusals_are_quick(record, time.monotonic())
+    assert_problem(service.client.get("/readyz"), 503, "NOT_READY")
     end()
     assert_recovers(record)
