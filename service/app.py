@@ -69,7 +69,7 @@ async def lifespan(settings: Settings) -> AsyncIterator[dict[str, Any]]:
         open_database(
             settings, distributed=distributed, connections_max=STREAM_CONNECTIONS_MAX, transaction_ms_max=ms_max
         ) as stream_database,
-        open_change_poller(database) as change_poller,
+        open_change_poller(database, distributed=distributed) as change_poller,
         open_writer(settings, distributed=distributed) as writer,
         open_tokens(settings) as tokens,
     ):

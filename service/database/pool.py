@@ -12,6 +12,7 @@ import structlog
 from service.database.connection import Connection, connect_options, set_up
 from service.database.failures import BROKEN, NO_ANSWER, Action, action_for
 from service.database.statements import IS_DISTRIBUTED, Statement
+from service.database.turns import Turn, Turns
 from service.problems import ProblemError, StartError
 from service.settings import Settings
 
@@ -19,23 +20,24 @@ log = structlog.get_logger()
 
 POOL_WAIT_MS_MAX = 2_000  # of a request for a connection
 POOL_WAITING_MAX = 1_000  # requests
+LATE_PER_TURN_MAX = 2  # late calls, where the tables are distributed
 CLOSE_SECONDS_MAX = 1
 
 
 class Database:
     """Raises ProblemError, a 503, when the database cannot answer; defects pass as they are."""
 
-    def __init__(self, pool: asyncpg.Pool, settings: Settings) -> None:
-        self._pool = pool
-        self._turns = asyncio.Semaphore(pool.get_max_size())
+    def __init__(self, pool: asyncpg.Pool, settings: Settings, turns: Turns) -> None:
+        self._pool, self._turns = pool, turns
         self._waiting = 0
         self.idle: Callable[[], int] = pool.get_idle_size
         self._slow_seconds = settings.statement_slow_ms / 1e3
 
     @asynccontextmanager
-    async def connection(self) -> AsyncIterator[Connection]:
+    async def connection(self, bucket: object = None) -> AsyncIterator[Connection]:
+        """`bucket` is that of all the rows that are used, if there is one."""
         try:
-            connection = await self._acquire()
+            turn, connection = await self._acquire(bucket)
             try:
                 yield Connection(connection, self._slow_seconds)
             except (*BROKEN, asyncpg.ReadOnlySQLTransactionError):
@@ -46,7 +48,7 @@ class Database:
                 try:
                     await self._pool.release(connection)
                 finally:
-                    self._turns.release()
+                    turn.end()
         except (*BROKEN, asyncpg.PostgresError) as error:
             if action_for(error) is Action.DEFECT:
                 raise
@@ -54,7 +56,8 @@ class Database:
             raise ProblemError("DATABASE_UNAVAILABLE", NO_ANSWER) from error
 
     async def fetch(self, statement: Statement, *arguments: object) -> list[asyncpg.Record]:
-        async with self.connection() as connection:
+        """Runs a statement whose first argument, if it has any, is the bucket."""
+        async with self.connection(*arguments[:1]) as connection:
             return await connection.fetch(statement, *arguments)
 
     def waiting(self) -> int:
@@ -64,21 +67,21 @@ class Database:
     def busy(self) -> int:
         return int(self._pool.get_size() - self.idle())
 
-    async def _acquire(self) -> Any:
+    async def _acquire(self, bucket: object) -> tuple[Turn, Any]:
         """Takes turns, as asyncpg's pool alone would serve whichever request asks just as a connection is released."""
         if self._waiting >= POOL_WAITING_MAX:
             raise ProblemError("OVERLOADED", "Too many requests are waiting for a database connection.")
         self._waiting += 1
         try:
             async with asyncio.timeout(POOL_WAIT_MS_MAX / 1e3):
-                await self._turns.acquire()
+                turn = await self._turns.take(bucket)
                 try:
-                    return await self._pool.acquire()
+                    return turn, await self._pool.acquire()
                 except BaseException:
-                    self._turns.release()
+                    turn.end()
                     raise
         except TimeoutError:
-            if self._pool.get_size() < self._pool.get_max_size():
+            if self._pool.get_size() < self._turns.count:
                 raise  # no new connection could be opened either
             detail = "No database connection became free in time."
             raise ProblemError("OVERLOADED", detail) from None
@@ -95,18 +98,21 @@ async def open_database(
     lock_ms_max: int = 0,
     transaction_ms_max: int = 0,
 ) -> AsyncIterator[Database]:
-    """A pool of at most `connections_max` connections (0: the setting's number). `lock_ms_max` limits the wait for a
+    """A pool of at most `connections_max` connections (0: the setting's number), and where the tables are distributed
+    more for late calls. `lock_ms_max` limits the wait for a
     lock; 0 leaves only the statement's limit, which is also a transaction's unless one is given."""
+    turns_max = connections_max or settings.pool_connections_max
+    late_max = LATE_PER_TURN_MAX * turns_max if distributed else 0
     pool = await asyncpg.create_pool(
         min_size=1,
-        max_size=connections_max or settings.pool_connections_max,
+        max_size=turns_max + late_max,
         max_inactive_connection_lifetime=0,
         init=partial(set_up, transaction_ms_max=transaction_ms_max or settings.statement_ms_max),
         reset=keep_session,
         **connect_options(settings, lock_ms_max, distributed=distributed),
     )
     try:
-        yield Database(pool, settings)
+        yield Database(pool, settings, Turns(turns_max, late_max))
     finally:
         # A database that does not answer must not delay the end; a cancelled close() terminates the connections.
         with suppress(TimeoutError):

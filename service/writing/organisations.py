@@ -19,6 +19,7 @@ import structlog
 from service.database.connection import Connection
 from service.database.failures import UNKNOWN_OUTCOME, Action, action_for
 from service.database.pool import Database
+from service.database.turns import Turns
 from service.problems import ProblemError
 from service.writing.batch import CONFLICT, WRITES_MAX, Write
 
@@ -31,16 +32,17 @@ ORGANISATION = attrgetter("organisation")
 
 
 class OrganisationQueues(ABC):
-    """`together` batches of groups are under way at a time, and those of CONNECTIONS_ALONE organisations."""
+    """`together` batches of groups are under way at a time, and those of CONNECTIONS_ALONE organisations. Beside them
+    there may be `late_max` of each kind that are late."""
 
-    def __init__(self, database: Database, together: int, wait_ms_max: int) -> None:
+    def __init__(self, database: Database, together: int, wait_ms_max: int, late_max: int = 0) -> None:
         self._database = database
         self._wait_seconds = wait_ms_max / 1e3
         # For each organisation that is being worked on: the writes that arrived since its last batch began.
         self._queues: dict[str, list[Write]] = {}
         self._groups: defaultdict[int, set[str]] = defaultdict(set)
-        self._shared = asyncio.Semaphore(together)
-        self._single = asyncio.Semaphore(CONNECTIONS_ALONE)
+        self._shared = Turns(together, late_max)
+        self._single = Turns(CONNECTIONS_ALONE, late_max)
         self.tasks: set[asyncio.Task[None]] = set()
 
     @abstractmethod
@@ -81,20 +83,23 @@ class OrganisationQueues(ABC):
             if write.queued_at < queued_before:
                 write.refuse(too_late())
 
-    def _start(self, organisations: set[str], turns: asyncio.Semaphore) -> None:
+    def _start(self, organisations: set[str], turns: Turns) -> None:
         task = asyncio.create_task(self._work(organisations, turns))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
-    async def _work(self, organisations: set[str], turns: asyncio.Semaphore) -> None:
+    async def _work(self, organisations: set[str], turns: Turns) -> None:
         """Batch after batch, until no writes are left. An organisation whose lock is held for long, or whose batches
         fail, continues on its own, so that it does not delay the others."""
         batch: list[Write] = []
         try:
             while organisations:
-                async with turns:
+                turn = await turns.take()
+                try:
                     batch = self._take(organisations)
                     again = await self._try(batch) if batch else []
+                finally:
+                    turn.end()
                 for organisation, writes in groupby(sorted(again, key=ORGANISATION), ORGANISATION):
                     self._queues[organisation][:0] = writes
                     if turns is self._shared:

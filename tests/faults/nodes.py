@@ -34,7 +34,9 @@ class Node:
         [[directory]] = query(url, "show data_directory")
         self.data = Path(str(directory))
         account = self.data.stat()
-        self._account = {"user": account.st_uid, "group": account.st_gid, "extra_groups": []} if not os.geteuid() else {}
+        self._account = (
+            {"user": account.st_uid, "group": account.st_gid, "extra_groups": []} if not os.geteuid() else {}
+        )
         postmaster = self.postmaster()
         self._bin = Path(postmaster.exe()).parent
         self._environment = postmaster.environ()  # Citus connects from it to other nodes

@@ -11,7 +11,7 @@ from service.app import STREAM_CONNECTIONS_MAX
 from service.settings import Settings
 from service.writing.contended import CONNECTIONS_MAX as CONTENDED_CONNECTIONS_MAX
 from tests.databases import assert_invariants
-from tests.histories.clients import ORGANISATIONS, Record, Refusal, clients, record_final_state
+from tests.histories.clients import CLIENTS, ORGANISATIONS, Record, Refusal, clients, record_final_state
 from tests.http.requests import assert_problem
 from tests.processes import ServiceProcess, wait_until
 
@@ -29,12 +29,12 @@ DESCRIPTOR_GROWTH_MAX = Settings().pool_connections_max + STREAM_CONNECTIONS_MAX
 
 @contextmanager
 def under_load(
-    *services: ServiceProcess, database_url: str, organisations: Sequence[str] = ORGANISATIONS
+    *services: ServiceProcess, database_url: str, organisations: Sequence[str] = ORGANISATIONS, count: int = CLIENTS
 ) -> Iterator[Record]:
     """The fault is injected in the block. Afterwards the recorded calls must be linearizable, the database consistent,
     the log free of errors, and the processes no larger than before."""
     before = [resource_usage(service) for service in services]
-    with clients([service.url for service in services], int(time.time()), organisations) as record:
+    with clients([service.url for service in services], int(time.time()), organisations, count) as record:
         record.wait_for_answers(CALLS_BEFORE)
         yield record
         record.wait_for_answers(CALLS_AFTER)
@@ -66,6 +66,7 @@ def assert_refusals_are_quick(record: Record, since: float) -> None:
         return record.refusals_of_calls_begun_after(since + DETECTION_SECONDS)
 
     wait_until(lambda: len(refusals()) >= REFUSALS_MIN)
+    print("median", median(refusal.seconds for refusal in refusals()))
     assert median(refusal.seconds for refusal in refusals()) < REFUSAL_SECONDS_MAX
     assert {refusal.retry_after for refusal in refusals()} == {"1"}
 

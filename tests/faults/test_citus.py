@@ -2,8 +2,9 @@
 the others go on."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 
@@ -15,7 +16,7 @@ from tests.cluster import distributed_database, needs_citus
 from tests.databases import query
 from tests.faults.nodes import Nodes, nodes_of
 from tests.faults.outage import assert_recovers, assert_refusals_are_quick, interrupt_database, under_load
-from tests.histories.clients import URL, Record
+from tests.histories.clients import PAUSE_SECONDS, URL, Record
 from tests.processes import ServiceProcess, running_service, wait_until
 
 pytestmark = needs_citus
@@ -43,47 +44,78 @@ def service(nodes: Nodes, tmp_path: Path) -> Iterator[ServiceProcess]:
         yield started
 
 
-def longest_stall(record: Record, since: float) -> float:
-    """The longest time between two answers."""
+def longest_stall(moments: Iterable[float], since: float) -> float:
+    """The longest time without one of the moments."""
     now = time.monotonic()
-    ends = sorted(call.ended for call in record.answered() if since < call.ended < now)
-    return max(later - earlier for earlier, later in zip([since, *ends], [*ends, now], strict=True))
+    passed = sorted(moment for moment in moments if since < moment < now)
+    return max(later - earlier for earlier, later in zip([since, *passed], [*passed, now], strict=True))
+
+
+def assert_served(record: Record, organisations: Iterable[str], since: float) -> None:
+    """Each of the organisations has had verdicts and lists all the time."""
+    for organisation in organisations:
+        answered = [call for call in record.calls[organisation] if call.answer is not None]
+        for kind in ("list", "write"):
+            ends = [call.ended for call in answered if (call.request == "list") is (kind == "list")]
+            assert longest_stall(ends, since) < STALL_SECONDS_MAX, (organisation, kind)
 
 
 def test_killed_worker_makes_only_its_organisations_unavailable(nodes: Nodes, service: ServiceProcess) -> None:
     worker, other = nodes.workers[:2]
+    killed, others = nodes.organisations_of(worker), nodes.organisations_of(other)
     with (
-        under_load(service, database_url=nodes.url, organisations=nodes.organisations_of(worker)) as record,
-        under_load(service, database_url=nodes.url, organisations=nodes.organisations_of(other)) as spared,
+        under_load(service, database_url=nodes.url, organisations=killed) as record,
+        under_load(service, database_url=nodes.url, organisations=others) as spared,
+        following(service.url, others[0]) as follower,
+        following(service.url, killed[0]),
     ):
         for _ in range(2):
             since = time.monotonic()
             worker.kill()
             assert_refusals_are_quick(record, since)
             spared.wait_for_answers(200)
-            assert longest_stall(spared, since) < STALL_SECONDS_MAX
+            print("before", rate(spared, since - 2, since), "killed", rate(spared, since, time.monotonic()))
+            assert longest_stall(follower.arrivals, since) < STALL_SECONDS_MAX
+            assert_served(spared, others, since)
             assert service.client.get("/readyz").status_code == 200
             worker.start()
             assert_recovers(record)
         assert spared.refusals == []
+        assert follower.refusals == 0
     nodes.assert_nothing_in_doubt()
 
 
 def test_halted_worker_delays_only_its_organisations(nodes: Nodes, service: ServiceProcess) -> None:
     worker, other = nodes.workers[:2]
+    halted, others = nodes.organisations_of(worker, 6), nodes.organisations_of(other)
     with (
-        under_load(service, database_url=nodes.url, organisations=nodes.organisations_of(worker, 6)) as record,
-        under_load(service, database_url=nodes.url, organisations=nodes.organisations_of(other)) as spared,
+        under_load(service, database_url=nodes.url, organisations=halted, count=60) as record,
+        under_load(service, database_url=nodes.url, organisations=others) as spared,
+        following(service.url, others[0]) as follower,
+        following(service.url, halted[0]),
     ):
+        record.wait_for_answers(1000)
         since = time.monotonic()
         worker.halt()
         time.sleep(HALT_SECONDS)
-        assert longest_stall(spared, since) < STALL_SECONDS_MAX
+        print("before", rate(spared, since - 3, since), "halted", rate(spared, since, time.monotonic()))
+        assert_served(spared, others, since)
+        assert longest_stall(follower.arrivals, since) < STALL_SECONDS_MAX
         assert service.client.get("/readyz").status_code == 200
         worker.go_on()
         assert_recovers(record)
+        assert max(refusal.seconds for refusal in record.refusals) < HALT_SECONDS
         assert spared.refusals == []
+        assert follower.refusals == 0
     nodes.assert_nothing_in_doubt()
+
+
+def max_stall(record: Record, since: float) -> float:
+    return longest_stall((call.ended for call in record.answered()), since)
+
+
+def rate(record: Record, since: float, until: float) -> float:
+    return sum(since < call.ended < until for call in record.answered()) / (until - since)
 
 
 @pytest.mark.parametrize("fault", ["stop", "kill"])
@@ -99,43 +131,65 @@ def test_shard_moves_while_two_services_use_it(
 ) -> None:
     worker, other = nodes.workers[:2]
     organisation, *rest = nodes.organisations_of(worker)
-    done = Event()
     with (
         running_service(tmp_path / "second", DATABASE_URL=nodes.url) as second,
         under_load(service, second, database_url=nodes.url, organisations=[organisation]) as record,
         under_load(service, database_url=nodes.url, organisations=rest) as spared,
-        ThreadPoolExecutor(1) as executor,
+        following(second.url, organisation) as follower,
     ):
-        followed = executor.submit(follow, second.url, organisation, done)
         for source, target in ((worker, other), (other, worker)):
             since = time.monotonic()
             query(nodes.url, MOVE.format(bucket_of(organisation), source.port, target.port, mode))
-            print("move", mode, time.monotonic() - since, longest_stall(record, since), longest_stall(spared, since))
+            print("move", mode, time.monotonic() - since, max_stall(record, since), max_stall(spared, since))
             assert nodes.worker_of(organisation) is target
-            assert longest_stall(spared, since) < STALL_SECONDS_MAX
+            assert_served(spared, rest, since)
             assert_recovers(record)
             record.wait_for_answers(100)
-        done.set()
-        seen = followed.result()
+            wait_until(lambda begun=time.monotonic(): follower.arrivals[-1] > begun)
         assert spared.refusals == []
         assert record.refusals == []
-    complete = httpx.get(service.url + URL + "/changes", params={"org": organisation}).json()["changes"]
-    assert seen == complete[: len(seen)]
+        assert follower.refusals == 0
     nodes.assert_nothing_in_doubt()
 
 
-def follow(url: str, organisation: str, done: Event) -> list[object]:
-    """All changes, by cursor, from the first until `done`."""
-    changes: list[object] = []
-    cursor = "0"
-    with httpx.Client(base_url=url) as client:
-        while not done.is_set():
-            answer = client.get(URL + "/changes", params={"org": organisation, "after": cursor, "limit": 5, "wait": 1})
-            if answer.status_code != 503:
+class Follower:
+    """Reads the changes of an organisation by cursor, from the first one on."""
+
+    def __init__(self) -> None:
+        self.changes: list[object] = []
+        self.arrivals: list[float] = []
+        self.refusals = 0
+        self.stop = Event()
+
+    def run(self, url: str, organisation: str) -> None:
+        cursor = "0"
+        with httpx.Client(base_url=url, timeout=30) as client:
+            while not self.stop.is_set():
+                query = {"org": organisation, "after": cursor, "limit": 5, "wait": 1}
+                answer = client.get(URL + "/changes", params=query)
+                if answer.status_code == 503:
+                    self.refusals += 1
+                    time.sleep(PAUSE_SECONDS)
+                    continue
                 page = answer.raise_for_status().json()
-                changes += page["changes"]
+                self.changes += page["changes"]
+                self.arrivals += [time.monotonic()] * bool(page["changes"])
                 cursor = page["cursor"]
-    return changes
+
+
+@contextmanager
+def following(url: str, organisation: str) -> Iterator[Follower]:
+    """In the end it must have seen each change once, in order."""
+    follower = Follower()
+    with ThreadPoolExecutor(1) as executor:
+        ended = executor.submit(follower.run, url, organisation)
+        try:
+            yield follower
+        finally:
+            follower.stop.set()
+        ended.result()
+    complete = httpx.get(url + URL + "/changes", params={"org": organisation}).json()["changes"]
+    assert follower.changes == complete[: len(follower.changes)]
 
 
 def test_two_services_write_the_same_organisations(nodes: Nodes, service: ServiceProcess, tmp_path: Path) -> None:

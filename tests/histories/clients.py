@@ -118,7 +118,9 @@ class Upstream:
 
 
 @contextmanager
-def clients(urls: Sequence[str], seed: int = 0, organisations: Sequence[str] = ORGANISATIONS) -> Iterator[Record]:
+def clients(
+    urls: Sequence[str], seed: int = 0, organisations: Sequence[str] = ORGANISATIONS, count: int = CLIENTS
+) -> Iterator[Record]:
     """Each client sends one request after another to one of the services, until the block ends."""
     record, stop = Record(organisations), threading.Event()
     upstream = Upstream(Random(seed), organisations)
@@ -126,8 +128,8 @@ def clients(urls: Sequence[str], seed: int = 0, organisations: Sequence[str] = O
     async def run_all() -> None:
         await asyncio.gather(
             *(
-                client(urls[number % len(urls)], Random(seed * CLIENTS + number), upstream, record, stop)
-                for number in range(CLIENTS)
+                client(urls[number % len(urls)], Random(seed * count + number), upstream, record, stop)
+                for number in range(count)
             )
         )
 
