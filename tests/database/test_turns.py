@@ -95,11 +95,15 @@ async def test_long_polls_of_other_buckets_go_on_while_those_of_one_hang(
         open_database(settings, distributed=True) as database,
         open_change_poller(database, distributed=True) as poller,
     ):
-        hanging = asyncio.create_task(poller.wait("hanging", "0", 60, asyncio.Event().wait()))
+        hanging = asyncio.create_task(poller.wait("hanging", "0", 60, never()))
         for _ in range(3):
-            await asyncio.wait_for(poller.wait("other", "0", 60, asyncio.Event().wait()), 10)
+            await asyncio.wait_for(poller.wait("other", "0", 60, never()), 10)
         assert not hanging.done()
         await end([hanging])
+
+
+async def never() -> None:
+    await asyncio.Event().wait()
 
 
 async def end(tasks: Sequence[asyncio.Task[Any]]) -> None:

@@ -1,16 +1,18 @@
 """The nodes of a Citus cluster on this machine, which a test can kill, stop, halt and start again."""
 
 import os
+import pwd
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
 
+from service.database.account import switch_to
 from service.database.buckets import bucket_of
 from tests.databases import query
 from tests.processes import wait_until
@@ -33,10 +35,8 @@ class Node:
         self.port = urlsplit(url).port
         [[directory]] = query(url, "show data_directory")
         self.data = Path(str(directory))
-        account = self.data.stat()
-        self._account = (
-            {"user": account.st_uid, "group": account.st_gid, "extra_groups": []} if not os.geteuid() else {}
-        )
+        owner = pwd.getpwuid(self.data.stat().st_uid)
+        self._account = switch_to(None if os.geteuid() else owner)
         postmaster = self.postmaster()
         self._bin = Path(postmaster.exe()).parent
         self._environment = postmaster.environ()  # Citus connects from it to other nodes
@@ -113,7 +113,11 @@ class Nodes:
     def assert_nothing_in_doubt(self) -> None:
         """Citus ends the prepared transactions that a lost node has left."""
         for node in (self.coordinator, *self.workers):
-            wait_until(lambda node=node: query(node.url, IN_DOUBT) == [])
+            wait_until(partial(is_empty, node.url, IN_DOUBT))
+
+
+def is_empty(url: str, statement: str) -> bool:
+    return query(url, statement) == []
 
 
 @contextmanager

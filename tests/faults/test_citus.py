@@ -1,5 +1,5 @@
-"""Nodes of a Citus cluster are killed, stopped and halted, and shards move. Each organisation is on one worker; those on
-the others go on."""
+"""Nodes of a Citus cluster are killed, stopped and halted, and shards move. Each organisation is on one worker; those
+on the others go on."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -21,9 +21,12 @@ from tests.processes import ServiceProcess, running_service, wait_until
 
 pytestmark = needs_citus
 
-STALL_SECONDS_MAX = 1.5  # of organisations on other workers, while one does not answer
+REFUSAL_SECONDS_MAX = 0.3  # the median; meanwhile, the others are served
+STALL_SECONDS_MAX = 2.5  # of organisations on other workers, while one does not answer
+SECONDS_BEFORE = 2  # the fault, for a comparison
+SHARE_MIN = 0.3  # of the rate before the fault; it was between 0.8 and 1.4
 STATEMENT_MS_MAX = 2000
-HALT_SECONDS = 6  # several times the limit of a statement
+HALT_SECONDS = 8  # several times the limit of a statement
 MOVE = """
     select citus_move_shard_placement(
         get_shard_id_for_distribution_column('appointments', {}), '127.0.0.1', {}, '127.0.0.1', {}, '{}')"""
@@ -51,6 +54,12 @@ def longest_stall(moments: Iterable[float], since: float) -> float:
     return max(later - earlier for earlier, later in zip([since, *passed], [*passed, now], strict=True))
 
 
+def rate(record: Record, since: float, until: float | None = None) -> float:
+    """Answers a second."""
+    until = until or time.monotonic()
+    return sum(since < call.ended < until for call in record.answered()) / (until - since)
+
+
 def assert_served(record: Record, organisations: Iterable[str], since: float) -> None:
     """Each of the organisations has had verdicts and lists all the time."""
     for organisation in organisations:
@@ -60,7 +69,10 @@ def assert_served(record: Record, organisations: Iterable[str], since: float) ->
             assert longest_stall(ends, since) < STALL_SECONDS_MAX, (organisation, kind)
 
 
-def test_killed_worker_makes_only_its_organisations_unavailable(nodes: Nodes, service: ServiceProcess) -> None:
+@pytest.mark.parametrize("fault", ["stop", "kill"])
+def test_lost_worker_makes_only_its_organisations_unavailable(
+    nodes: Nodes, service: ServiceProcess, fault: str
+) -> None:
     worker, other = nodes.workers[:2]
     killed, others = nodes.organisations_of(worker), nodes.organisations_of(other)
     with (
@@ -71,10 +83,10 @@ def test_killed_worker_makes_only_its_organisations_unavailable(nodes: Nodes, se
     ):
         for _ in range(2):
             since = time.monotonic()
-            worker.kill()
-            assert_refusals_are_quick(record, since)
+            getattr(worker, fault)()
+            assert_refusals_are_quick(record, since, REFUSAL_SECONDS_MAX)
             spared.wait_for_answers(200)
-            print("before", rate(spared, since - 2, since), "killed", rate(spared, since, time.monotonic()))
+            assert rate(spared, since) > SHARE_MIN * rate(spared, since - SECONDS_BEFORE, since)
             assert longest_stall(follower.arrivals, since) < STALL_SECONDS_MAX
             assert_served(spared, others, since)
             assert service.client.get("/readyz").status_code == 200
@@ -98,7 +110,7 @@ def test_halted_worker_delays_only_its_organisations(nodes: Nodes, service: Serv
         since = time.monotonic()
         worker.halt()
         time.sleep(HALT_SECONDS)
-        print("before", rate(spared, since - 3, since), "halted", rate(spared, since, time.monotonic()))
+        assert rate(spared, since) > SHARE_MIN * rate(spared, since - SECONDS_BEFORE, since)
         assert_served(spared, others, since)
         assert longest_stall(follower.arrivals, since) < STALL_SECONDS_MAX
         assert service.client.get("/readyz").status_code == 200
@@ -108,14 +120,6 @@ def test_halted_worker_delays_only_its_organisations(nodes: Nodes, service: Serv
         assert spared.refusals == []
         assert follower.refusals == 0
     nodes.assert_nothing_in_doubt()
-
-
-def max_stall(record: Record, since: float) -> float:
-    return longest_stall((call.ended for call in record.answered()), since)
-
-
-def rate(record: Record, since: float, until: float) -> float:
-    return sum(since < call.ended < until for call in record.answered()) / (until - since)
 
 
 @pytest.mark.parametrize("fault", ["stop", "kill"])
@@ -140,12 +144,11 @@ def test_shard_moves_while_two_services_use_it(
         for source, target in ((worker, other), (other, worker)):
             since = time.monotonic()
             query(nodes.url, MOVE.format(bucket_of(organisation), source.port, target.port, mode))
-            print("move", mode, time.monotonic() - since, max_stall(record, since), max_stall(spared, since))
             assert nodes.worker_of(organisation) is target
             assert_served(spared, rest, since)
             assert_recovers(record)
             record.wait_for_answers(100)
-            wait_until(lambda begun=time.monotonic(): follower.arrivals[-1] > begun)
+            follower.wait_for_more()
         assert spared.refusals == []
         assert record.refusals == []
         assert follower.refusals == 0
@@ -161,12 +164,16 @@ class Follower:
         self.refusals = 0
         self.stop = Event()
 
+    def wait_for_more(self) -> None:
+        count = len(self.arrivals)
+        wait_until(lambda: len(self.arrivals) > count)
+
     def run(self, url: str, organisation: str) -> None:
         cursor = "0"
         with httpx.Client(base_url=url, timeout=30) as client:
             while not self.stop.is_set():
-                query = {"org": organisation, "after": cursor, "limit": 5, "wait": 1}
-                answer = client.get(URL + "/changes", params=query)
+                where = f"{URL}/changes?org={organisation}&after={cursor}&limit=5&wait=1"
+                answer = client.get(where)
                 if answer.status_code == 503:
                     self.refusals += 1
                     time.sleep(PAUSE_SECONDS)
