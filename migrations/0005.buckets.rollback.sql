@@ -9,13 +9,7 @@ alter table appointment_versions
 alter table appointments
     drop column bucket,
     add constraint appointments_pkey primary key (id),
-    add constraint appointments_external_id_key unique (org_id, external_id),
-    add constraint appointments_during_excl exclude using gist (
-        (substring(encode(sha256(replace(org_id, '\', '\\')::bytea), 'hex') for 32)::uuid) with =,
-        during with &&
-    ) where (not cancelled);
-create index appointments_start_idx on appointments (org_id, lower(during)) where not cancelled;
-create index appointments_cancelled_idx on appointments (org_id, lower(during), external_id) where cancelled;
+    add constraint appointments_external_id_key unique (org_id, external_id);
 alter table appointment_versions
     drop column bucket,
     alter column sequence_number set generated always,

@@ -157,7 +157,7 @@ begin
             verdict
         )
         where p.verdict = 'ok'
-        on conflict (bucket, org_id, external_id) do update set
+        on conflict (org_id, external_id, bucket) do update set
             during = excluded.during,
             payload_created_at = excluded.payload_created_at,
             payload_updated_at = excluded.payload_updated_at,

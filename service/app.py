@@ -3,6 +3,7 @@
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import structlog
@@ -13,6 +14,7 @@ from service import VERSION, metrics
 from service.access.tokens import open_tokens
 from service.contract import body, items
 from service.database.pool import are_distributed, open_database
+from service.database.replicas import Server, open_replicas
 from service.reading import handlers as reading
 from service.reading.change_poller import open_change_poller
 from service.reading.stream_places import StreamPlaces
@@ -57,26 +59,37 @@ def create_app(settings: Settings) -> ASGIApp:
 
 
 @asynccontextmanager
-async def lifespan(settings: Settings) -> AsyncIterator[dict[str, Any]]:
-    shutdown = probes.Shutdown()
-    connections: set[Connection] = set()
+async def open_server(settings: Settings, *, distributed: bool) -> AsyncIterator[Server]:
+    """The pools of a server that reads go to."""
     ms_max = settings.stream_ms_max + STREAM_SLACK_MS
-    distributed = await are_distributed(settings)
     async with (
         open_database(settings, distributed=distributed) as database,
-        # The probe has a connection of its own, since a busy pool does not make the service unready.
-        open_database(settings, connections_max=1) as probe_database,
         open_database(
             settings, distributed=distributed, connections_max=STREAM_CONNECTIONS_MAX, transaction_ms_max=ms_max
         ) as stream_database,
-        open_change_poller(database, distributed=distributed) as change_poller,
+    ):
+        yield Server(database, stream_database)
+
+
+@asynccontextmanager
+async def lifespan(settings: Settings) -> AsyncIterator[dict[str, Any]]:
+    shutdown = probes.Shutdown()
+    connections: set[Connection] = set()
+    distributed = await are_distributed(settings)
+    open_reads = partial(open_server, distributed=distributed)
+    async with (
+        open_reads(settings) as primary,
+        # The probe has a connection of its own, since a busy pool does not make the service unready.
+        open_database(settings, connections_max=1) as probe_database,
+        open_replicas(settings, open_reads) as replicas,
+        open_change_poller(primary.database, distributed=distributed) as change_poller,
         open_writer(settings, distributed=distributed) as writer,
         open_tokens(settings) as tokens,
     ):
         levels = {
-            metrics.POOL_CONNECTIONS.labels("idle"): database.idle,
-            metrics.POOL_CONNECTIONS.labels("busy"): database.busy,
-            metrics.REQUESTS_WAITING: database.waiting,
+            metrics.POOL_CONNECTIONS.labels("idle"): primary.database.idle,
+            metrics.POOL_CONNECTIONS.labels("busy"): primary.database.busy,
+            metrics.REQUESTS_WAITING: primary.database.waiting,
             metrics.WRITES_WAITING: writer.waiting,
         }
         async with supervised(
@@ -100,9 +113,9 @@ async def lifespan(settings: Settings) -> AsyncIterator[dict[str, Any]]:
                     "cors": Cors(settings.origins()),
                     "tokens": tokens,
                     "body_room": BodyRoom(settings.buffer_bytes_max),
-                    "database": database,
+                    "primary": primary,
+                    "replicas": replicas,
                     "probe_database": probe_database,
-                    "stream_database": stream_database,
                     "stream_places": StreamPlaces(STREAM_CONNECTIONS_MAX),
                     "change_poller": change_poller,
                     "writer": writer,

@@ -106,6 +106,12 @@ def each_host(url: str) -> list[str]:
     return [f"postgresql:///?{urlencode(one, quote_via=quote)}" for one in each]
 
 
+def place_of(url: str) -> str:
+    """Host and port, for people."""
+    parameters = targeted(url)
+    return f"{parameters.get('host', '')}:{parameters.get('port', PORT)}"
+
+
 def checked(url: str) -> dict[str, str]:
     """As `targeted`, with options that both drivers can honour. Raises ValueError for one that asks for more."""
     given, parameters = parse(url), targeted(url)

@@ -44,6 +44,15 @@ BUSY_CARRIES = counter(
 )
 CONTENDED_BATCHES = counter("writer_patient_batches", "Batches that waited for the locks of their organisations.")
 CHANGES_WAITING = gauge("changes_waiting_requests", "Requests that wait for a change (long polling).")
+reads = counter("database_reads", "Requests that read, by the kind of server that was asked.", ("server",))
+READS = {kind: reads.labels(kind) for kind in ("primary", "standby")}
+STANDBY_LAG_SECONDS = Gauge(
+    "database_standby_lag_seconds",
+    "How far a standby is behind the primary at most; infinite while that is unknown.",
+    ("standby",),
+    multiprocess_mode="livemax",
+    registry=REGISTRY,
+)
 BACKGROUND_FAILURES = counter("background_task_failures", "Background tasks that failed and were restarted.", ("task",))
 
 

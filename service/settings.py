@@ -33,6 +33,8 @@ class Settings(Struct, frozen=True, kw_only=True, rename=str.upper):
 
     database_url: str = ""  # empty: the embedded PostgreSQL
     owner_database_url: str = ""  # for migrations; empty: database_url
+    read_database_url: str = ""  # hot standbys
+    read_lag_ms_max: Positive = 1_000
     host: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65_535)] = 3000  # 0: any free port
     workers: Positive = 1  # processes
@@ -68,6 +70,8 @@ class Settings(Struct, frozen=True, kw_only=True, rename=str.upper):
             ("database_url", not (wrong := fault_of(self.database_url)), wrong),
             ("owner_database_url", not (wrong := fault_of(self.owner_database_url)), wrong),
             ("owner_database_url", self.database_url, "it needs DATABASE_URL, with the role that serves"),
+            ("read_database_url", not (wrong := fault_of(self.read_database_url)), wrong),
+            ("read_database_url", self.database_url, "it needs DATABASE_URL, with the primary"),
             ("auth_jwks_url", is_web_url(self.auth_jwks_url), "expected a URL like https://issuer.example/keys"),
             ("cors_origins", all(map(ORIGIN.fullmatch, self.origins())), ORIGINS_FORM),
         ):
@@ -88,7 +92,7 @@ class Settings(Struct, frozen=True, kw_only=True, rename=str.upper):
     def masked(self) -> dict[str, str | int]:
         """All settings without secrets, for the log."""
         secrets = {name: "***" for name in ("auth_secret", "auth_token") if getattr(self, name)}
-        urls = ("database_url", "owner_database_url", "auth_jwks_url")
+        urls = ("database_url", "owner_database_url", "read_database_url", "auth_jwks_url")
         return msgspec.structs.asdict(self) | secrets | {name: masked_url(getattr(self, name)) for name in urls}
 
 
@@ -122,8 +126,9 @@ def read_settings(environment: Mapping[str, str] = os.environ, file: Path = Path
     values = read_file(file) if file.is_file() else {}
     values |= {name: environment[name] for name in Settings.__struct_encode_fields__ if name in environment}
     given = {name: text for name, value in values.items() if (text := value.strip())}
-    for name in {"DATABASE_URL", "OWNER_DATABASE_URL"} & given.keys():  # `docker run --env-file` keeps the quotes
-        given[name] = QUOTED.sub(r"\2", given[name]).strip()
+    for name, value in given.items():
+        if name.endswith("DATABASE_URL"):  # `docker run --env-file` keeps the quotes
+            given[name] = QUOTED.sub(r"\2", value).strip()
     if "LOG_LEVEL" in given:
         given["LOG_LEVEL"] = given["LOG_LEVEL"].lower()
     try:
@@ -136,8 +141,11 @@ def read_settings(environment: Mapping[str, str] = os.environ, file: Path = Path
 def check_database_urls(settings: Settings) -> list[str]:
     """The options that have no effect while serving. Raises StartError for one that the drivers cannot honour."""
     try:
-        for name in ("owner_database_url", "database_url"):
-            ignored = database_url.without_effect(url) if (url := getattr(settings, name)) else []
+        for name in ("read_database_url", "owner_database_url", "database_url"):
+            urls = [url] if (url := getattr(settings, name)) else []
+            if name == "read_database_url":
+                urls = [one for url in urls for one in database_url.each_host(url)]
+            ignored = [option for url in urls for option in database_url.without_effect(url)]
     except ValueError as error:
         raise StartError(f"Setting {name.upper()} is wrong: {error}.") from error
     return ignored

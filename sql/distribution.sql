@@ -8,11 +8,15 @@
 -- Functions are listed, since Citus copies only those that a table's definition uses, or that were created after its
 -- extension. The shards are 16, one for each bucket (migrations/0005.buckets.sql).
 --
+-- The exclusion constraint has to contain the bucket, so a check has to guarantee that it is the right one: in another
+-- bucket, an appointment could overlap unnoticed.
+--
 -- Parameters: none.
 -- Result, one row per statement, in the order in which to run them:
 --   step                text, for the progress bar
 --   statement           text
--- Lock: none.
+-- Lock: none. The statements lock both tables at once, so that sessions which use both do not deadlock with a run
+--   that has only one.
 -- Errors: none of its own.
 -- Indexes: pg_trigger_tgrelid_tgname_index, pg_proc_proname_args_nsp_index.
 select
@@ -26,13 +30,39 @@ from (
     union all
     select
         1 + t.place,
-        t.name,
-        format('select create_distributed_table(%L, ''bucket'', %s)', to_regclass(t.name), t.options)
+        t.step,
+        format(t.statement, to_regclass(t.name))
     from (
         values
-            (1, 'appointments', 'colocate_with => ''none'', shard_count => 16'),
-            (2, 'appointment_versions', 'colocate_with => ''appointments''')
-    ) as t (place, name, options)
+            (0, 'locks', 'appointments', 'lock table appointment_versions, %s in access exclusive mode'),
+            (
+                1,
+                'keys',
+                'appointments',
+                'alter table %s add constraint appointments_bucket_check check (bucket = organisation_bucket(org_id))'
+            ),
+            (2, 'keys', 'appointments', 'alter table %s drop constraint appointments_during_excl'),
+            (
+                3,
+                'keys',
+                'appointments',
+                'alter table %s add constraint appointments_during_excl exclude using gist ('
+                '(substring(encode(sha256(replace(org_id, ''\'', ''\\'')::bytea), ''hex'') for 32)::uuid) with =,'
+                ' during with &&, bucket with =) where (not cancelled)'
+            ),
+            (
+                4,
+                'appointments',
+                'appointments',
+                'select create_distributed_table(''%s'', ''bucket'', colocate_with => ''none'', shard_count => 16)'
+            ),
+            (
+                5,
+                'appointment_versions',
+                'appointment_versions',
+                'select create_distributed_table(''%s'', ''bucket'', colocate_with => ''appointments'')'
+            )
+    ) as t (place, step, name, statement)
     where not exists (
         select from pg_trigger as g
         join pg_proc as p on p.oid = g.tgfoid
@@ -41,7 +71,7 @@ from (
     )
     union all
     select
-        4,
+        7,
         'functions',
         format(
             case p.proname
@@ -59,7 +89,7 @@ from (
         )
     union all
     select
-        5,
+        8,
         'local copies',
         -- With their versions, which refer to them. Without local rows it does nothing.
         'select truncate_local_data_after_distributing_table(''appointments'')'

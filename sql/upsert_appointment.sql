@@ -88,7 +88,6 @@ with proposed as materialized (
         select n.external_id, n.during
         from appointments as n
         where not p.cancelled
-            and n.bucket = p.bucket
             and n.org_id = p.org_id
             and not n.cancelled
             and lower(n.during) < p.ends_at
@@ -125,7 +124,7 @@ upserted as (
     where p.locked
         and p.id is not null
         and p.blocker_external_id is null
-    on conflict (bucket, org_id, external_id) do update set
+    on conflict (org_id, external_id, bucket) do update set
         during = excluded.during,
         payload_created_at = excluded.payload_created_at,
         payload_updated_at = excluded.payload_updated_at,
@@ -183,8 +182,7 @@ select
         when (
             select c.payload_updated_at >= p.payload_updated_at
             from appointments as c
-            where c.bucket = p.bucket
-                and c.org_id = p.org_id
+            where c.org_id = p.org_id
                 and c.external_id = p.external_id
         ) then 'stale'
         else 'conflict'

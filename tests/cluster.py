@@ -11,12 +11,15 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from service.database import schema
+from service.database import distribution, schema
+from service.database.buckets import bucket_of
 
 COORDINATOR_URL = os.environ.get("TEST_CITUS_URL", "")
 DISTRIBUTED = "distributed"  # in place of a template, which cannot be cloned on Citus
 EXTENSIONS = ("create extension citus", "create extension btree_gist")
 NODES = "select groupid, nodename, nodeport from pg_dist_node where isactive and noderole = 'primary' order by groupid"
+SERVER = """select nodename, nodeport from citus_shards
+    where shardid = get_shard_id_for_distribution_column('appointments', %s)"""
 
 needs_citus = pytest.mark.skipif(not COORDINATOR_URL, reason="no TEST_CITUS_URL")
 not_on_citus = pytest.mark.skipif(bool(COORDINATOR_URL), reason="its subject is plain PostgreSQL")
@@ -51,6 +54,16 @@ def run(url: str, *statements: str) -> None:
     with psycopg.connect(url, autocommit=True) as session:
         for statement in statements:
             session.execute(statement.encode())
+
+
+def server_of(url: str, organisation: str) -> str:
+    """The URL of the server with the rows and locks of an organisation: that of `url`, or one of its workers."""
+    with psycopg.connect(url) as session:
+        if not distribution.are_distributed(session):
+            return url
+        [[host, port]] = session.execute(SERVER, (bucket_of(organisation),)).fetchall()
+    parts = urlsplit(url)
+    return parts._replace(netloc="".join(parts.netloc.rpartition("@")[:2]) + f"{host}:{port}").geturl()
 
 
 @contextmanager

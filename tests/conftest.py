@@ -9,8 +9,9 @@ import httpx
 import pytest
 
 from service.database import embedded
-from service.database.pool import Database, open_database
+from service.database.pool import Database, are_distributed, open_database
 from service.settings import Settings
+from tests.cluster import COORDINATOR_URL, DISTRIBUTED
 from tests.databases import migrated_template, new_database
 from tests.processes import ServiceProcess, running_service, writes_by_bucket
 
@@ -38,6 +39,10 @@ def server_url() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def template(server_url: str) -> Iterator[str]:
+    """What `new_database` makes a migrated, empty database from."""
+    if COORDINATOR_URL:
+        yield DISTRIBUTED
+        return
     with migrated_template(server_url) as name:
         yield name
 
@@ -51,7 +56,8 @@ def database_url(server_url: str, template: str) -> Iterator[str]:
 
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
-    async with open_database(Settings(database_url=database_url)) as opened:
+    settings = Settings(database_url=database_url)
+    async with open_database(settings, distributed=await are_distributed(settings)) as opened:
         yield opened
 
 

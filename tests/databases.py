@@ -1,4 +1,4 @@
-"""Databases for tests: clones of a migrated template on the test server."""
+"""Databases for tests: clones of a migrated template on the test server, or new ones on a Citus cluster."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +8,7 @@ from uuid import uuid4
 import psycopg
 
 from service.database import schema
+from tests.cluster import DISTRIBUTED, distributed_database
 from tests.processes import wait_until
 
 
@@ -18,6 +19,10 @@ def with_name(server_url: str, name: str) -> str:
 @contextmanager
 def new_database(server_url: str, template: str = "template0") -> Iterator[str]:
     """The URL of a new database. It is dropped at the end, even if sessions are still connected."""
+    if template == DISTRIBUTED:
+        with distributed_database() as url:
+            yield url
+        return
     name = f"appointments_test_{uuid4().hex}"
     with psycopg.connect(server_url, autocommit=True) as session:
         session.execute(f"create database {name} template {template} encoding 'UTF8'")
@@ -45,7 +50,7 @@ LOCK_ORGANISATION = "select pg_advisory_xact_lock(hashtextextended(%s, 0))"
 
 
 def wait_until_blocked(url: str) -> None:
-    """Until a session of the database waits for a lock that another session holds."""
+    """Until a session of the database waits for a lock that another session of this server holds."""
     statement = """select count(*) from pg_stat_activity
         where datname = current_database() and wait_event_type = 'Lock'"""
     wait_until(lambda: query(url, statement) != [(0,)])

@@ -70,6 +70,12 @@ def decode(text: str, kind: type[Kind]) -> Kind:
     return place
 
 
+def number_of(text: str) -> int:
+    """The number of the change that a cursor, or an entity tag, begins with; 0 if there is none."""
+    digits = re.match("[0-9]{0,19}", text)
+    return int(digits[0] or 0) if digits else 0
+
+
 def parse_change_cursor(text: str) -> ChangeCursor:
     """Raises ValueError if malformed. A number alone, as in earlier releases, names no change; 0 is the beginning."""
     form = re.fullmatch("([0-9]{1,19})(-[0-9a-f]{24})?", text)

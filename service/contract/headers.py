@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Iterable
+from math import inf
 
 from starlette.types import Scope
 
+from service.contract.cursors import number_of
 from service.problems import ProblemError
 
 JSON = "application/json"
@@ -15,6 +17,7 @@ JSON_TYPE = re.compile(r"application/(json|[a-z0-9!#$&^_.+-]+\+json)")
 MEDIA_TYPE = re.compile(r'([^";,]*)(;([^",]|"[^"]*")*)?')
 LIST_ITEM = re.compile(r'([^",]|"[^"]*")+')
 WEIGHT = re.compile(r"0?\.[0-9]+|0\.?|1(\.0*)?")
+DIGITS = re.compile("[0-9]+")
 ENTITY_TAG = re.compile(r'"([^"]*)"')
 # What servers in front append to the tag of an answer that they compress: Apache, Caddy `-gzip`, Jetty `--gzip`,
 # LiteSpeed `;gz`.
@@ -92,6 +95,24 @@ def range_weights(accept: str) -> dict[str, float]:
         if WEIGHT.fullmatch(weight) and not (any(given) and media_range in weights):
             weights[media_range] = float(weight)
     return weights
+
+
+def seconds_old_max(scope: Scope) -> float:
+    """How old the answer may be, by `Cache-Control`: `no-cache`, and the `max-age=0` of a browser's reload, want the
+    present. `no-store` says nothing about age. Source: RFC 9111, sections 5.2.1 and 4.2.1: a faulty age is 0."""
+    seconds = inf
+    for item in LIST_ITEM.finditer((header(scope, b"cache-control") or "").lower()):
+        name, _, value = (part.strip(' \t"') for part in item[0].partition("="))
+        if name == "no-cache":
+            seconds = 0
+        elif name == "max-age":
+            seconds = min(seconds, int(value[:10]) if DIGITS.fullmatch(value) else 0)
+    return seconds
+
+
+def latest_change(if_none_match: str) -> int:
+    """The largest number of a change in the tags, which begin with it."""
+    return max(map(number_of, ENTITY_TAG.findall(if_none_match)), default=0)
 
 
 def matches(if_none_match: str, tag: str) -> bool:

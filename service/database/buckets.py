@@ -1,4 +1,4 @@
-"""The bucket of an organisation, with which every key begins: migrations/0005.buckets.sql says why."""
+"""The bucket of an organisation, by which Citus distributes the tables: migrations/0005.buckets.sql says why."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -10,12 +10,12 @@ BUCKETS = (1, 24, 10, 5, 4, 16, 0, 3, 52, 28, 6, 13, 2, 41, 9, 11)
 
 @lru_cache(maxsize=10_000)
 def bucket_of(organisation: str) -> int:
-    """As the schema's `organisation_bucket`, which checks it."""
+    """As the schema's function `organisation_bucket`."""
     return BUCKETS[sha256(organisation.encode()).digest()[0] % len(BUCKETS)]
 
 
 def key_of(organisation: str) -> tuple[int, str]:
-    """What every key begins with, and the first two parameters of the lists."""
+    """The first two parameters of the lists."""
     return bucket_of(organisation), organisation
 
 

@@ -1,5 +1,6 @@
 """Connections to PostgreSQL: how they are opened, and how they run statements."""
 
+import json
 import struct
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -11,7 +12,8 @@ import asyncpg
 import structlog
 
 from service import metrics
-from service.database.statements import LIMIT_TRANSACTIONS, Statement
+from service.database.hosts import connecting
+from service.database.statements import SET_SESSION, Statement
 from service.database_url import for_asyncpg
 from service.settings import Settings
 
@@ -21,20 +23,13 @@ CONNECT_MS_MAX = 5_000
 EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # of PostgreSQL's timestamptz
 MICROSECOND = timedelta(microseconds=1)
 
+STARTUP = {"application_name": "appointments", "timezone": "UTC"}  # what PgBouncer takes, too
 # Every statement has one generic plan that is right for all parameters (tests/plans); planning each call anew would
 # double the cost of a small read. JIT pays only for long statements.
-SESSION = {
-    "application_name": "appointments",
-    "default_transaction_isolation": "read committed",
-    "plan_cache_mode": "force_generic_plan",
-    "jit": "off",
-    "timezone": "UTC",
-}
-
-
+SESSION = {"default_transaction_isolation": "read committed", "plan_cache_mode": "force_generic_plan", "jit": "off"}
 # Where the tables are distributed, Citus fails on generic plans, and its own test of every type that asyncpg looks up
 # takes seconds.
-SESSION_ON_CITUS = SESSION | {"plan_cache_mode": "auto", "citus.override_table_visibility": "off"}
+ON_CITUS = {"plan_cache_mode": "auto", "citus.override_table_visibility": "off"}
 
 
 class Connection:
@@ -91,17 +86,18 @@ async def open_connection(
     settings: Settings, lock_ms_max: int, on_close: Callable[[], None]
 ) -> AsyncIterator[Connection]:
     """A connection outside the pool; `on_close` is called when it is lost."""
-    connection = await asyncpg.connect(**connect_options(settings, lock_ms_max))
-    try:
-        connection.add_termination_listener(lambda _: on_close())
-        await set_up(connection, settings.statement_ms_max)
-        yield Connection(connection, settings.statement_slow_ms / 1e3)
-    finally:
-        connection.terminate()
+    options = connect_options(settings)
+    async with connecting(options) as connect:
+        connection = await connect(**options)
+        try:
+            connection.add_termination_listener(lambda _: on_close())
+            await set_up(connection, session(settings, lock_ms_max))
+            yield Connection(connection, settings.statement_slow_ms / 1e3)
+        finally:
+            connection.terminate()
 
 
-def connect_options(settings: Settings, lock_ms_max: int, *, distributed: bool = False) -> dict[str, Any]:
-    limits = {"statement_timeout": str(settings.statement_ms_max), "lock_timeout": str(lock_ms_max)}
+def connect_options(settings: Settings) -> dict[str, Any]:
     given = for_asyncpg(settings.database_url)
     return {
         "max_cached_statement_lifetime": 0,
@@ -109,14 +105,30 @@ def connect_options(settings: Settings, lock_ms_max: int, *, distributed: bool =
         # Later than the server's own timeout, whose error confirms that nothing was written.
         "command_timeout": settings.statement_ms_max / 1e3 + 1,
         **given,
-        "server_settings": (SESSION_ON_CITUS if distributed else SESSION) | given["server_settings"] | limits,
+        "server_settings": STARTUP | given["server_settings"],
     }
 
 
-async def set_up(connection: asyncpg.Connection, transaction_ms_max: int) -> None:
+def session(
+    settings: Settings, lock_ms_max: int, transaction_ms_max: int = 0, *, distributed: bool = False
+) -> dict[str, str]:
+    """The parameters of a session. A transaction's limit is a statement's unless one is given."""
+    return (
+        SESSION
+        | (ON_CITUS if distributed else {})
+        | {
+            "statement_timeout": str(settings.statement_ms_max),
+            "lock_timeout": str(lock_ms_max),
+            "transaction_timeout": str(transaction_ms_max or settings.statement_ms_max),
+        }
+    )
+
+
+async def set_up(connection: asyncpg.Connection, parameters: dict[str, str]) -> None:
+    if connection.get_server_version().major < 17:  # the first with a transaction_timeout
+        parameters = {name: value for name, value in parameters.items() if name != "transaction_timeout"}
+    await connection.fetch(SET_SESSION.text, json.dumps(parameters))
     await set_instant_codec(connection)
-    if connection.get_server_version().major >= 17:  # the first with a transaction_timeout
-        await connection.fetchval(LIMIT_TRANSACTIONS.text, f"{transaction_ms_max} ms")
 
 
 async def set_instant_codec(connection: asyncpg.Connection) -> None:

@@ -9,10 +9,12 @@ from typing import Any
 import asyncpg
 import structlog
 
-from service.database.connection import Connection, connect_options, set_up
+from service.database.connection import Connection, connect_options, session, set_up
 from service.database.failures import BROKEN, NO_ANSWER, Action, action_for
+from service.database.hosts import connecting
 from service.database.statements import IS_DISTRIBUTED, Statement
 from service.database.turns import Turn, Turns
+from service.database_url import place_of
 from service.problems import ProblemError, StartError
 from service.settings import Settings
 
@@ -29,6 +31,8 @@ class Database:
 
     def __init__(self, pool: asyncpg.Pool, settings: Settings, turns: Turns) -> None:
         self._pool, self._turns = pool, turns
+        self._place = place_of(settings.database_url)
+        self.terminate: Callable[[], None] = pool.terminate  # statements in progress fail at once
         self._waiting = 0
         self.idle: Callable[[], int] = pool.get_idle_size
         self._slow_seconds = settings.statement_slow_ms / 1e3
@@ -52,7 +56,7 @@ class Database:
         except (*BROKEN, asyncpg.PostgresError) as error:
             if action_for(error) is Action.DEFECT:
                 raise
-            log.warning("database unavailable", cause=type(error).__name__)
+            log.warning("database unavailable", database=self._place, cause=type(error).__name__)
             raise ProblemError("DATABASE_UNAVAILABLE", NO_ANSWER) from error
 
     async def fetch(self, statement: Statement, *arguments: object) -> list[asyncpg.Record]:
@@ -101,23 +105,27 @@ async def open_database(
     """A pool of at most `connections_max` connections (0: the setting's number), and where the tables are distributed
     more for late calls. `lock_ms_max` limits the wait for a
     lock; 0 leaves only the statement's limit, which is also a transaction's unless one is given."""
+    options = connect_options(settings)
+    parameters = session(settings, lock_ms_max, transaction_ms_max, distributed=distributed)
     turns_max = connections_max or settings.pool_connections_max
     late_max = LATE_PER_TURN_MAX * turns_max if distributed else 0
-    pool = await asyncpg.create_pool(
-        min_size=1,
-        max_size=turns_max + late_max,
-        max_inactive_connection_lifetime=0,
-        init=partial(set_up, transaction_ms_max=transaction_ms_max or settings.statement_ms_max),
-        reset=keep_session,
-        **connect_options(settings, lock_ms_max, distributed=distributed),
-    )
-    try:
-        yield Database(pool, settings, Turns(turns_max, late_max))
-    finally:
-        # A database that does not answer must not delay the end; a cancelled close() terminates the connections.
-        with suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_SECONDS_MAX):
-                await pool.close()
+    async with connecting(options) as connect:
+        pool = await asyncpg.create_pool(
+            min_size=1,
+            max_size=turns_max + late_max,
+            max_inactive_connection_lifetime=0,
+            init=partial(set_up, parameters=parameters),
+            reset=keep_session,
+            connect=connect,
+            **options,
+        )
+        try:
+            yield Database(pool, settings, Turns(turns_max, late_max))
+        finally:
+            # A database that does not answer must not delay the end; a cancelled close() terminates the connections.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_SECONDS_MAX):
+                    await pool.close()
 
 
 async def keep_session(connection: Any) -> None:
@@ -136,5 +144,5 @@ async def check_database(settings: Settings) -> None:
     try:
         async with open_database(settings):
             pass
-    except (OSError, asyncpg.InterfaceError, asyncpg.PostgresError, ValueError) as error:
+    except (*BROKEN, asyncpg.PostgresError, ValueError) as error:
         raise StartError(f"The database refuses: {' '.join(str(error).split())}") from error

@@ -16,10 +16,10 @@ from service import VERSION
 from service.contract.cursors import ListPlace, Place, cursor_after
 from service.contract.headers import header
 from service.contract.parameters import ROWS_MAX
-from service.database.pool import Database
 from service.database.statements import Statement
 from service.problems import ProblemError
 from service.reading.formats import PIECES, Format, Rows
+from service.reading.source import Source
 from service.reading.stream_places import StreamPlace, StreamPlaces
 
 log = structlog.get_logger()
@@ -48,15 +48,14 @@ class Listing(NamedTuple):
         return headers | self.form.headers | ({"X-Changes-Cursor": last_change} if self.current else {})
 
 
-async def answer(request: Request, listing: Listing, limit: int | None = None) -> Response:
+async def answer(request: Request, source: Source, listing: Listing, limit: int | None = None) -> Response:
     """A page of at most `limit` rows; without a limit the whole list, streamed if it is long."""
     state = request.scope["state"]
-    database: Database = state["database"]
-    rows = await database.fetch(listing.statement, *listing.arguments, (limit or ROWS_MAX) + 1)
+    rows = await source.fetch(listing.statement, *listing.arguments, (limit or ROWS_MAX) + 1)
     more = len(rows) > (limit or ROWS_MAX)
     if limit is None and more:
         seconds_max = state["settings"].stream_ms_max / 1e3
-        return Stream(listing, state["stream_places"], state["stream_database"], seconds_max)
+        return Stream(listing, state["stream_places"], source, seconds_max)
     headers = listing.headers(rows)
     texts = listing.form.texts(rows)
     if more:
@@ -79,18 +78,17 @@ class Stream(Response):
     """A list that is read while it is sent, and so never held in memory as a whole. The connection is cut if the client
     reads too slowly, because a stream holds a connection and a snapshot."""
 
-    def __init__(self, listing: Listing, places: StreamPlaces, database: Database, seconds_max: float) -> None:
-        self._listing, self._places, self._database, self._seconds_max = listing, places, database, seconds_max
+    def __init__(self, listing: Listing, places: StreamPlaces, source: Source, seconds_max: float) -> None:
+        self._listing, self._places, self._source, self._seconds_max = listing, places, source, seconds_max
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         listing = self._listing
-        async with self._places.place(str(listing.arguments[1])) as place, self._database.connection() as connection:
+        async with self._places.place(str(listing.arguments[1])) as place:
             try:
                 async with (
                     asyncio.timeout(self._seconds_max) as place.limit,
-                    connection.cursor(listing.statement, *listing.arguments, None) as cursor,
+                    self._source.stream(listing.statement, *listing.arguments, None) as (rows, cursor),
                 ):
-                    rows = await cursor.fetch(ROWS_MAX)
                     body = self._body(rows, cursor, place) if scope["method"] == "GET" else iter(())
                     response = StreamingResponse(
                         body, headers=listing.headers(rows), media_type=listing.form.media_type

@@ -60,7 +60,7 @@ def operation(texts: Json) -> Json:
         codes = [*BODY_CODES, *codes, *FAILURE_CODES]
     if "parameters" in texts:
         known: Parameters = getattr(parameters, texts["parameters"])
-        described["parameters"] = [parameter(name, known) for name in known.types]
+        described["parameters"] = [*(parameter(name, known) for name in known.types), TEXTS["cache_control"]]
         responses["200"]["headers"] |= {name: TEXTS["headers"][name] for name in texts["headers"]}
         codes = ["INVALID_REQUEST", "INVALID_DATE_FORMAT", *FAILURE_CODES]
         if "after" in known.types:

@@ -15,6 +15,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from service import interruption
+from service.database_url import each_host
 from service.problems import StartError
 from service.settings import Settings
 from service.web.load_shedding import SheddingConnection
@@ -22,6 +23,7 @@ from service.web.load_shedding import SheddingConnection
 log = structlog.get_logger()
 
 GARBAGE_OBJECTS = 20_000  # before a collection; the default of 700 costs 4 % of the time
+STANDBY_MORE = 5  # connections to a standby beyond its pool: 4 for streams, 1 that is polled
 DESCRIPTORS_KEPT = 190  # for refused connections, other database connections than the pool's, logs and libraries
 BACKLOG = 2048  # as uvicorn's
 
@@ -105,7 +107,8 @@ def run(create_app: CreateApp, settings: Settings, listener: socket.socket) -> N
 def within_descriptors(settings: Settings) -> Settings:
     """Raises the limit of open files as far as allowed; lowers `connections_max` to what fits."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    kept = DESCRIPTORS_KEPT + settings.pool_connections_max
+    standbys = len(each_host(settings.read_database_url)) if settings.read_database_url else 0
+    kept = DESCRIPTORS_KEPT + settings.pool_connections_max + standbys * (settings.pool_connections_max + STANDBY_MORE)
     wanted = settings.connections_max + kept
     possible = max(soft, wanted) if hard == resource.RLIM_INFINITY else hard
     if soft != resource.RLIM_INFINITY:

@@ -11,8 +11,11 @@ from service.database.pool import Database
 from service.database.statements import LIST_LAST_CHANGES
 from service.problems import ProblemError
 from service.settings import Settings
+from tests.cluster import not_on_citus
 from tests.databases import query
 from tests.processes import wait_until
+
+pytestmark = not_on_citus
 
 SESSIONS = """select pid from pg_stat_activity
     where application_name = 'appointments' and datname = current_database()"""
@@ -48,9 +51,7 @@ async def test_unusable_connection_is_not_returned_to_the_pool(database: Databas
     await asyncio.to_thread(wait_until, lambda: broken not in query(database_url, SESSIONS))
 
 
-async def test_reads_are_unavailable_while_migrations_are_rolled_back(
-    database: Database, database_url: str
-) -> None:
+async def test_reads_are_unavailable_while_migrations_are_rolled_back(database: Database, database_url: str) -> None:
     await database.fetch(LIST_LAST_CHANGES, 0, ["o"])
     for _ in schema.KNOWN:
         await asyncio.to_thread(schema.rollback, database_url)

@@ -7,6 +7,7 @@ from service.database.failures import ACTIONS, Action, action_for
 
 ROWS = {
     "08": ("08006", Action.UNAVAILABLE),
+    "0A000": ("0A000", Action.UNAVAILABLE),
     "23505": ("23505", Action.OTHERWISE),
     "23P01": ("23P01", Action.OTHERWISE),
     "25006": ("25006", Action.UNAVAILABLE),

@@ -17,6 +17,7 @@ from tests.databases import query
 from tests.processes import wait_until
 
 OPTIONS = ["-c", "listen_addresses=", "-c", "timezone=UTC", "-c", "restart_after_crash=on"]
+END_SESSIONS = "select pg_terminate_backend(pid, 5000) from pg_stat_activity where application_name = 'appointments'"
 
 
 class Server:
@@ -97,6 +98,25 @@ def cleaned_up(server: Server) -> Iterator[Server]:
             server.signal_all(signal.SIGCONT)
             server.stop()
         shutil.rmtree(server.sockets)
+
+
+def create_standby(server: Server, directory: Path) -> Server:
+    """A standby of the server, not yet started."""
+    replica = Server(prepare_directory(directory))
+    command = [
+        str(BINARIES / "pg_basebackup"),
+        "-h",
+        str(server.sockets),
+        "-U",
+        "postgres",
+        "-D",
+        str(replica.data),
+        "-R",
+        "-c",
+        "fast",
+    ]
+    subprocess.run(command, check=True, **switch_to(unprivileged_account()))
+    return replica
 
 
 def prepare_directory(directory: Path) -> Path:

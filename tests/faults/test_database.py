@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,15 +12,12 @@ import psycopg
 import pytest
 
 from service.database import schema
-from service.database.account import switch_to, unprivileged_account
-from service.database.embedded import BINARIES
 from tests.databases import query
 from tests.faults.outage import assert_recovers, interrupt_database, under_load
 from tests.faults.proxy import running_proxy
-from tests.faults.server import Server, cleaned_up, fill_disk, prepare_directory, running_server, small_disk
+from tests.faults.server import END_SESSIONS, Server, cleaned_up, create_standby, fill_disk, running_server, small_disk
 from tests.processes import ServiceProcess, running_service, wait_until
 
-END_SESSIONS = "select pg_terminate_backend(pid, 5000) from pg_stat_activity where application_name = 'appointments'"
 CONNECTIONS = 12
 HALT_SECONDS = 1
 LOCK_TIMEOUTS = 4  # of writing statements; the writes are tried again after each
@@ -146,31 +142,8 @@ def test_service_fails_over_to_a_replica_once_it_is_promoted(server: Server, tmp
                 wait_until(lambda: len(record.refusals_of_calls_begun_after(served_by_replica)) > 10)
                 assert record.first_verdict_after(served_by_replica) is None
                 assert service.client.get("/api/appointments").status_code == 200
-                subprocess.run(
-                    [str(BINARIES / "psql"), replica.url, "-qc", "select pg_promote()"],
-                    check=True,
-                    stdout=subprocess.DEVNULL,
-                )
+                query(replica.url, "select pg_promote()")
                 assert_recovers(record)
-
-
-def create_standby(server: Server, directory: Path) -> Server:
-    """A standby of the server, not yet started."""
-    replica = Server(prepare_directory(directory))
-    command = [
-        str(BINARIES / "pg_basebackup"),
-        "-h",
-        str(server.sockets),
-        "-U",
-        "postgres",
-        "-D",
-        str(replica.data),
-        "-R",
-        "-c",
-        "fast",
-    ]
-    subprocess.run(command, check=True, **switch_to(unprivileged_account()))
-    return replica
 
 
 def test_service_survives_other_clients_taking_all_connections(tmp_path: Path) -> None:

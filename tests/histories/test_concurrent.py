@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from service import ROOT
+from tests.cluster import not_on_citus
 from tests.databases import assert_invariants, query
 from tests.histories.clients import Record, clients, record_final_state
 from tests.processes import running_service, wait_until
@@ -52,6 +53,7 @@ def program_without(directory: Path, file: str, old: str, new: str) -> Path:
     return copy
 
 
+@not_on_citus
 def test_checker_finds_a_missing_lock_and_constraint(database_url: str, tmp_path: Path) -> None:
     lock = "else pg_try_advisory_xact_lock(hashtextextended(p.org_id, 0))"
     program = program_without(tmp_path, "sql/upsert_appointment.sql", lock, "else true")
@@ -61,6 +63,7 @@ def test_checker_finds_a_missing_lock_and_constraint(database_url: str, tmp_path
         assert record.violations()
 
 
+@not_on_citus
 def test_checker_finds_a_missing_comparison_of_updated_at(database_url: str, tmp_path: Path) -> None:
     comparison = "    where excluded.payload_updated_at > held.payload_updated_at\n"
     program = program_without(tmp_path, "sql/upsert_appointment.sql", comparison, "")
@@ -68,6 +71,7 @@ def test_checker_finds_a_missing_comparison_of_updated_at(database_url: str, tmp
         assert record.violations()
 
 
+@not_on_citus
 def test_checker_finds_answers_sent_before_the_commit(database_url: str, tmp_path: Path) -> None:
     """The verdicts are right, but a read between answer and commit does not see the write."""
     commit_first = """\

@@ -450,7 +450,8 @@ LONG_LIST_ROWS = 2 * ROWS_MAX + 5
 FILL_LONG_LIST = f"""
 insert into appointments
     (bucket, org_id, external_id, during, payload_created_at, payload_updated_at, received_at, version)
-select organisation_bucket(org_id), org_id, '"' || n, tstzrange(start, start + interval '1 hour'), start, start, start, 1
+select organisation_bucket(org_id), org_id, '"' || n,
+    tstzrange(start, start + interval '1 hour'), start, start, start, 1
 from (
     select n, timestamptz '2000-01-01Z' + n * interval '1 hour' as start from generate_series(1, {LONG_LIST_ROWS}) as n
 ) as s, (values (%s)) as organisations (org_id)

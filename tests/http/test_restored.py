@@ -11,10 +11,13 @@ import httpx
 import pytest
 
 from service.writing.batch import uuid7
+from tests.cluster import not_on_citus
 from tests.databases import new_database, query
 from tests.http.requests import assert_accepted, assert_problem, post
 from tests.http.test_changes import URL, changes, wait_until_polled
 from tests.processes import ServiceProcess, running_service
+
+pytestmark = not_on_citus
 
 LIST = "/api/appointments?org=o"
 TAGGED = [LIST, LIST + "&limit=1", LIST + "&asOf=2999-01-01", "/api/appointments.ics?org=o"]

@@ -21,13 +21,17 @@ from service.database.statements import (
     Statement,
 )
 from service.writing.batch import uuid7
+from tests.cluster import not_on_citus
 from tests.databases import new_database
+
+pytestmark = not_on_citus
 
 APPOINTMENTS = 100_000
 FILL = f"""
 insert into appointments
     (bucket, org_id, external_id, during, payload_created_at, payload_updated_at, received_at, version, cancelled)
-select organisation_bucket(org_id), org_id, 'a-' || n, tstzrange(start, start + interval '20 minutes'), start, start, start, 1, cancelled
+select organisation_bucket(org_id), org_id, 'a-' || n,
+    tstzrange(start, start + interval '20 minutes'), start, start, start, 1, cancelled
 from (
     select 'large' as org_id, n, timestamptz '2000-01-01Z' + n * interval '30 minutes' as start,
         false as cancelled

@@ -17,7 +17,10 @@ from service.problems import ProblemError
 from service.settings import Settings
 from service.writing.batch import uuid7
 from service.writing.writer import Writer, open_writer
+from tests.cluster import not_on_citus
 from tests.databases import assert_invariants, query, wait_until_blocked
+
+pytestmark = not_on_citus
 
 DAY = datetime(2020, 10, 10, tzinfo=UTC)
 

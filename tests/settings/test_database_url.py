@@ -3,6 +3,7 @@
 import inspect
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from service.settings import Settings, check_database_urls, masked_url, read_set
 from tests.databases import new_database, query
 from tests.processes import clean_environment
 
-SERVER_SETTINGS = connect_options(Settings(database_url="postgresql://h/d"), 0)["server_settings"]
+SERVER_SETTINGS = connect_options(Settings(database_url="postgresql://h/d"))["server_settings"]
 LIBPQ = {option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults()}
 
 
@@ -40,7 +41,7 @@ def seen_by_asyncpg(url: str) -> tuple[Any, Any]:
 
 
 def addresses_seen_by_asyncpg(url: str) -> tuple[list[Any], Any]:
-    options = connect_options(Settings(database_url=url), 0)
+    options = connect_options(Settings(database_url=url))
     names = inspect.signature(connect_utils._parse_connect_arguments).parameters
     sizes = {"statement_cache_size": 100, "max_cached_statement_lifetime": 0, "max_cacheable_statement_size": 1024}
     arguments = dict.fromkeys(names) | sizes | {name: options[name] for name in options if name in names}
@@ -236,6 +237,29 @@ def test_option_that_a_driver_cannot_honour_is_named_with_its_setting(
     assert "s3cret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("channel_binding=require", "channel_binding=require"),
+        ("service=mydb", "service "),
+        ("statement_timeout=5", "statement_timeout is unknown or not supported"),
+        ("sslmode=require&sslmode=disable", "sslmode is given twice"),
+        ("target_session_attrs=standby", None),
+        ("target_session_attrs=prefer-standby", None),
+        ("target_session_attrs=read-only&load_balance_hosts=random", None),
+    ],
+)
+def test_options_of_standbys_are_checked_for_each_host(tmp_path: Path, options: str, message: str | None) -> None:
+    urls = {
+        "DATABASE_URL": "postgresql://u@127.0.0.1:1/d",
+        "READ_DATABASE_URL": f"'postgresql://u:s3cret@127.0.0.1:1,[::1]/d?{options}'",
+    }
+    refusal = pytest.raises(StartError, match=f"^Setting READ_DATABASE_URL is wrong: .*{message}.*\\.$")
+    with refusal if message else nullcontext() as caught:
+        check_database_urls(read_settings(urls, tmp_path / ".env"))
+    assert "s3cret" not in str(caught and caught.value)
+
+
 @pytest.mark.parametrize("command", ["serve", "migrate", "rollback"])
 def test_every_command_refuses_such_an_option_before_it_connects(server_url: str, tmp_path: Path, command: str) -> None:
     with new_database(server_url) as url:
@@ -343,7 +367,7 @@ def test_time_limit_of_connecting_reaches_both_drivers() -> None:
     for given, psycopg_seconds, asyncpg_seconds in (("15", "15", 15), ("0", "10", 5), ("-1", "10", 5)):
         url = f"postgres://h/d?connect_timeout={given}"
         assert for_psycopg(url)["connect_timeout"] == psycopg_seconds
-        assert connect_options(Settings(database_url=url), 0)["timeout"] == asyncpg_seconds
+        assert connect_options(Settings(database_url=url))["timeout"] == asyncpg_seconds
 
 
 def test_table_of_options_knows_every_option_of_libpq_or_refuses_it() -> None:

@@ -38,6 +38,9 @@ def test_environment_overrides_the_file(tmp_path: Path) -> None:
         ("DATABASE_URL", "postgres://u:secret%@h/d"),
         ("DATABASE_URL", "postgres://u:secret@h1:1,h2:0/d"),
         ("OWNER_DATABASE_URL", "mysql://secret@h/d"),
+        ("READ_DATABASE_URL", "mysql://secret@h/d"),
+        ("READ_DATABASE_URL", "postgres://u:secret@h1,h2/d"),  # without a DATABASE_URL
+        ("READ_LAG_MS_MAX", "0"),
         ("AUTH_JWKS_URL", "issuer.example/secret"),
         ("AUTH_JWKS_URL", "file:///secret"),
         ("AUTH_JWKS_URL", "https:///secret"),
@@ -97,6 +100,8 @@ def test_settings_are_immutable() -> None:
     ],
 )
 def test_passwords_are_masked(url: str, masked: str) -> None:
+    settings = Settings(database_url=url or "postgres://h/d", read_database_url=url)
+    assert settings.masked()["read_database_url"] == masked
     assert Settings(database_url=url).masked()["database_url"] == masked
 
 

@@ -11,7 +11,10 @@ from service.database.buckets import bucket_of, key_of
 from service.database.pool import Database
 from service.database.statements import LIST_APPOINTMENTS, UPSERT_APPOINTMENT
 from service.writing.batch import uuid7
+from tests.cluster import not_on_citus
 from tests.databases import assert_invariants, query
+
+pytestmark = not_on_citus
 
 DAY = datetime(2020, 10, 10, tzinfo=UTC)
 

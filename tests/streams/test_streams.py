@@ -6,16 +6,21 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import httpx
 import psutil
+import psycopg
 import pytest
 
+from service.database_url import parse
 from service.reading.stream_places import GRACE_SECONDS, StreamPlaces
+from tests.cluster import not_on_citus
 from tests.databases import new_database, query
-from tests.http.requests import assert_problem
+from tests.http.requests import assert_problem, payload
 from tests.processes import ServiceProcess, running_service, wait_until
+
+pytestmark = not_on_citus
 
 ROWS = 150_000  # far more than fits into the buffers of a connection
 FILL = f"""
@@ -28,6 +33,8 @@ from
 where n <= rows
 """
 STREAMING = "select count(*) from pg_stat_activity where datname = current_database() and state like 'idle in %'"
+SESSIONS = """select count(*) from pg_stat_activity
+    where application_name = 'appointments' and datname = current_database()"""
 URL = "/api/appointments?org=long"
 OTHER = URL.replace("long", "other")
 GROWTH_MB_MAX = 32
@@ -202,6 +209,39 @@ def test_slow_readers_are_cut_while_others_wait(process: ServiceProcess) -> None
     assert complete.count(False) in (1, 2)  # for `found`, and for the last of the slow readers
     wait_until_no_stream_is_open(process.database_url)
     assert [event for event in process.events() if event["level"] == "error"] == []
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_a_process_opens_as_many_connections_as_documented(database_url: str, tmp_path: Path, hosts: int) -> None:
+    """All of its kinds of work at once. Its connections stay open, so those that it opened one after another count."""
+    place = {"host": "", "port": "5432"} | parse(database_url)
+    several = place | {name: ",".join([place[name]] * hosts) for name in ("host", "port")}
+    settings = {"DATABASE_URL": f"postgresql:///?{urlencode(several)}", "POOL_CONNECTIONS_MAX": "3"}
+    expected = 3 + 11 + (hosts if hosts > 1 else 0)
+
+    def count() -> int:
+        [[sessions]] = query(database_url, SESSIONS)
+        return int(str(sessions))
+
+    with running_service(tmp_path, **settings) as process, ThreadPoolExecutor(20) as executor:
+        process.database_url = database_url
+        readers = slow_readers(process, 4, URL)
+        assert process.client.get(OTHER).status_code == 200  # the last place
+        for reader in readers:
+            reader.close()
+        wait_until_no_stream_is_open(database_url)
+        assert process.client.get("/readyz").status_code == 200
+        with psycopg.connect(database_url) as session:
+            session.execute("lock table appointments in access exclusive mode")
+            for _ in range(3):
+                executor.submit(process.client.get, OTHER)
+            organisations = iter(range(50))
+            while count() < expected:  # contended writes wait in groups at first, and then alone
+                body = [payload(str(next(organisations)))]
+                executor.submit(process.client.post, "/api/appointments/batch", json=body)
+                time.sleep(0.1)
+        wait_until(lambda: process.client.get(OTHER).status_code == 200)
+        assert count() == expected
 
 
 @pytest.mark.parametrize("process", [DEFAULTS | {"STREAM_CONNECTIONS_MAX": "1"}], indirect=True)

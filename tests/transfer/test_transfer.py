@@ -219,7 +219,8 @@ def test_the_url_defaults_to_the_settings(service: ServiceProcess, organisation:
 def test_a_truncated_export_is_reported_as_incomplete(database_url: str, tmp_path: Path) -> None:
     fill = """insert into appointments
         (bucket, org_id, external_id, during, payload_created_at, payload_updated_at, received_at, version)
-        select organisation_bucket('long'), 'long', n, tstzrange(start, start + interval '1 hour'), start, start, start, 1
+        select organisation_bucket('long'), 'long', n,
+            tstzrange(start, start + interval '1 hour'), start, start, start, 1
         from (select n, timestamptz '2000-01-01Z' + n * interval '1 hour' as start
             from generate_series(1, 60000) as n) as s"""
     query(database_url, fill)

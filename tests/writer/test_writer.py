@@ -18,8 +18,11 @@ from service.settings import Settings
 from service.writing.batch import Verdict, Write
 from service.writing.lane import BUSY_ROUNDS_MAX
 from service.writing.writer import Writer, open_writer
+from tests.cluster import not_on_citus
 from tests.databases import LOCK_ORGANISATION, assert_invariants, query, wait_until_blocked, with_name
 from tests.processes import wait_until
+
+pytestmark = not_on_citus
 
 DAY = datetime(2020, 10, 10, tzinfo=UTC)
 OTHER_SESSIONS = "from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
