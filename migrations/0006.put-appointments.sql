@@ -33,13 +33,29 @@ set lock_timeout = '500ms'
 as $$
 #variable_conflict use_column
 declare
+    busy text[];  -- organisations whose locks other sessions hold for long
     clock timestamptz;
     decided record;
     written bigint;
 begin
+    -- A call that accepts nothing writes nothing, but a standby may be late, and its locks are its own.
+    if current_setting('transaction_read_only')::boolean then
+        raise exception using
+            errcode = 'read_only_sql_transaction',
+            message = 'Appointments cannot be written in a read-only transaction.';
+    end if;
+
     -- In the order of the names, so that no two calls wait for each other.
-    perform pg_advisory_xact_lock(hashtextextended(asked.org_id, 0))
-    from (select distinct o.org_id from unnest(org_ids) as o (org_id) order by o.org_id) as asked;
+    begin
+        perform pg_advisory_xact_lock(hashtextextended(asked.org_id, 0))
+        from (select distinct o.org_id from unnest(org_ids) as o (org_id) order by o.org_id) as asked;
+    exception when lock_not_available then
+        -- The locks acquired before that are given up here, but no other organisation waits any longer.
+        select array_agg(asked.org_id)
+        into busy
+        from (select distinct o.org_id from unnest(org_ids) as o (org_id)) as asked
+        where not pg_try_advisory_xact_lock(hashtextextended(asked.org_id, 0));
+    end;
 
     -- From here on, each statement sees what was committed under the locks before.
     clock := clock_timestamp();
@@ -64,6 +80,7 @@ begin
                 p.place,
                 p.org_id,
                 case
+                    when p.org_id = any (busy) then 'busy'
                     when held.payload_updated_at >= p.payload_updated_at then 'stale'
                     when blocker.external_id is not null then 'conflict'
                     else 'ok'

@@ -13,13 +13,15 @@
 --   $9 uuid[]         row ids for appointments that do not exist yet
 -- Result, one row per element, in any order; as of sql/upsert_appointment.sql:
 --   place               int8         position of the element, from 1
---   verdict             text         ok, stale or conflict
+--   verdict             text         ok, stale, conflict or busy
 --   version             int4         of the row written, if ok
 --   blocker_external_id text         of the active neighbour, if conflict
 --   blocker_start       text         formatted as in responses
 --   blocker_end         text
--- Lock: the organisations' advisory locks, waited for at most half a second each, held until the transaction ends.
--- Errors: 55P03 if a lock is not acquired in that time.
+-- Lock: the organisations' advisory locks, held until the transaction ends. If one is not acquired within half a second,
+--   all are only tried: the elements of organisations whose lock is still held are busy, the others are decided.
+-- Errors: 55P03 if another lock is not acquired within half a second.
+--   25006 in a read-only transaction, such as any on a standby, even if nothing is to be written.
 --   40001, 23P01 if a writer without the lock was faster.
 --   23505, XX000 while a shard moves: two calls may then hold the same lock on two servers, and a key refuses one.
 -- Indexes: appointments_external_id_key, appointments_start_idx, appointment_versions_pkey.

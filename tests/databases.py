@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count, islice
 from urllib.parse import urlsplit
 from uuid import uuid4
 
 import psycopg
 
 from service.database import schema
+from service.database.buckets import bucket_of
 from tests.cluster import DISTRIBUTED, distributed_database
 from tests.processes import wait_until
 
@@ -44,6 +46,12 @@ def query(url: str, statement: str, *arguments: object) -> list[tuple[object, ..
     with psycopg.connect(url, autocommit=True) as session:
         cursor = session.execute(statement.encode(), arguments or None)
         return cursor.fetchall() if cursor.description else []
+
+
+def neighbours(name: str, number: int) -> list[str]:
+    """Other organisations of the same bucket as that one."""
+    names = (f"{name}-{place}" for place in count())
+    return list(islice(filter(lambda each: bucket_of(each) == bucket_of(name), names), number))
 
 
 LOCK_ORGANISATION = "select pg_advisory_xact_lock(hashtextextended(%s, 0))"

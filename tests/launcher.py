@@ -22,10 +22,12 @@ CONSTANTS = {
     "STREAM_CONNECTIONS_MAX": "service.app.STREAM_CONNECTIONS_MAX",
 }
 
-if __name__ == "__main__":
+if __name__ in ("__main__", "__mp_main__"):  # the latter in workers
     for name, path in CONSTANTS.items():
         if name in os.environ:
             module, _, constant = path.rpartition(".")
             assert hasattr(import_module(module), constant), path
             setattr(import_module(module), constant, int(os.environ[name]))
+
+if __name__ == "__main__":
     sys.exit(main())

@@ -42,17 +42,15 @@ class Database:
         """`bucket` is that of all the rows that are used, if there is one."""
         try:
             turn, connection = await self._acquire(bucket)
-            try:
-                yield Connection(connection, self._slow_seconds)
-            except (*BROKEN, asyncpg.ReadOnlySQLTransactionError):
-                # Or the pool would hand out a connection that the server has ended, or one that stays read-only.
-                connection.terminate()
-                raise
-            finally:
+            with turn:
                 try:
-                    await self._pool.release(connection)
+                    yield Connection(connection, self._slow_seconds)
+                except (*BROKEN, asyncpg.ReadOnlySQLTransactionError):
+                    # Or the pool would hand out a connection that the server has ended, or one that stays read-only.
+                    connection.terminate()
+                    raise
                 finally:
-                    turn.end()
+                    await self._pool.release(connection)
         except (*BROKEN, asyncpg.PostgresError) as error:
             if action_for(error) is Action.DEFECT:
                 raise
@@ -103,8 +101,8 @@ async def open_database(
     transaction_ms_max: int = 0,
 ) -> AsyncIterator[Database]:
     """A pool of at most `connections_max` connections (0: the setting's number), and where the tables are distributed
-    more for late calls. `lock_ms_max` limits the wait for a
-    lock; 0 leaves only the statement's limit, which is also a transaction's unless one is given."""
+    more for late calls. `lock_ms_max` limits the wait for a lock; 0 leaves only the statement's limit, which is also a
+    transaction's unless one is given."""
     options = connect_options(settings)
     parameters = session(settings, lock_ms_max, transaction_ms_max, distributed=distributed)
     turns_max = connections_max or settings.pool_connections_max

@@ -50,6 +50,12 @@ class Turn:
             self._is_late = True
             self._turns.free.release()
 
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
     def end(self) -> None:
         if self._timer:
             self._timer.cancel()

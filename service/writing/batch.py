@@ -66,6 +66,15 @@ class Write:
             self.future.set_exception(error)
 
 
+def unsettled(writes: Iterable[Write]) -> list[Write]:
+    return [write for write in writes if not write.future.done()]
+
+
+def refuse(writes: Iterable[Write], error: Exception) -> None:
+    for write in writes:
+        write.refuse(error)
+
+
 def uuid7() -> str:
     """A UUID of version 7 (RFC 9562, section 5.7) as 32 hexadecimal digits: milliseconds since 1970, then 74 random
     bits. Ordered by time, so that the primary key's index grows at its end. Generated here, because a PostgreSQL

@@ -19,7 +19,8 @@ from service.database.failures import UNKNOWN_OUTCOME, Action, action_for
 from service.database.statements import UPSERT_APPOINTMENT
 from service.problems import ProblemError
 from service.settings import Settings
-from service.writing.batch import WRITES_MAX, Write, arrange, settle
+from service.writing.back_off import pause_seconds, unavailable
+from service.writing.batch import WRITES_MAX, Write, arrange, refuse, settle
 from service.writing.contended import ContendedWrites
 from service.writing.organisations import LOCK_MS_MAX, too_late
 
@@ -27,9 +28,7 @@ log = structlog.get_logger()
 
 BUSY_ROUNDS_MAX = 3  # of one write, before it waits for the lock
 RECONNECT_SECONDS_MAX = 1  # of the first attempt, for which the queued writes wait
-BACK_OFF_SECONDS = (0.05, 0.1, 0.2, 0.5)  # before connecting again; the last one from then on
 STEADY_SECONDS = 5  # a connection that lived this long is replaced without a pause
-NOTHING_WRITTEN = "The database does not answer; nothing was written."
 
 
 class Lane:
@@ -74,7 +73,7 @@ class Lane:
                 self._down = True
                 while self._queue:
                     self._queue.popleft().refuse(unavailable())
-                await asyncio.sleep(BACK_OFF_SECONDS[min(self._failures, len(BACK_OFF_SECONDS)) - 1])
+                await asyncio.sleep(pause_seconds(self._failures))
             self._failures += 1
 
     async def _serve(self, connection: Connection) -> None:
@@ -103,8 +102,7 @@ class Lane:
             busy = settle(runs, rows)
         except Exception as error:
             if action_for(error) is Action.UNAVAILABLE:
-                for write in batch:
-                    write.refuse(ProblemError("DATABASE_UNAVAILABLE", UNKNOWN_OUTCOME))
+                refuse(batch, ProblemError("DATABASE_UNAVAILABLE", UNKNOWN_OUTCOME))
                 raise
             self._contended.put(batch)  # so that a write that is at fault fails alone
         else:
@@ -124,7 +122,3 @@ class Lane:
             (waiting if contended else again).append(write)
         self._contended.put(waiting)
         self._queue.extendleft(reversed(again))
-
-
-def unavailable() -> ProblemError:
-    return ProblemError("DATABASE_UNAVAILABLE", NOTHING_WRITTEN)

@@ -21,26 +21,27 @@ from service.database.failures import UNKNOWN_OUTCOME, Action, action_for
 from service.database.pool import Database
 from service.database.turns import Turns
 from service.problems import ProblemError
-from service.writing.batch import CONFLICT, WRITES_MAX, Write
+from service.writing.back_off import Outage, unavailable
+from service.writing.batch import CONFLICT, WRITES_MAX, Write, refuse, unsettled
 
 log = structlog.get_logger()
 
 LOCK_MS_MAX = 500  # of one attempt; a failed one frees the connection and rejoins the lock's queue at its end
 CONNECTIONS_ALONE = 3  # for organisations on their own
-RETRY_SECONDS = 0.02  # before a single write that other sessions have undone
+RETRY_SECONDS = 0.02  # before an organisation on its own is tried again
 ORGANISATION = attrgetter("organisation")
 
 
 class OrganisationQueues(ABC):
-    """`together` batches of groups are under way at a time, and those of CONNECTIONS_ALONE organisations. Beside them
-    there may be `late_max` of each kind that are late."""
+    """`together` batches of groups are under way at a time, and those of CONNECTIONS_ALONE organisations; beside them,
+    `late_max` of each kind that are late."""
 
     def __init__(self, database: Database, together: int, wait_ms_max: int, late_max: int = 0) -> None:
-        self._database = database
-        self._wait_seconds = wait_ms_max / 1e3
+        self._database, self._wait_seconds = database, wait_ms_max / 1e3
         # For each organisation that is being worked on: the writes that arrived since its last batch began.
         self._queues: dict[str, list[Write]] = {}
-        self._groups: defaultdict[int, set[str]] = defaultdict(set)
+        self._groups: defaultdict[int, set[str]] = defaultdict(set)  # without the organisations on their own
+        self._outages: defaultdict[int, Outage] = defaultdict(Outage)  # of a group: its server may have failed alone
         self._shared = Turns(together, late_max)
         self._single = Turns(CONNECTIONS_ALONE, late_max)
         self.tasks: set[asyncio.Task[None]] = set()
@@ -51,8 +52,8 @@ class OrganisationQueues(ABC):
 
     @abstractmethod
     async def decide(self, connection: Connection, batch: list[Write]) -> None:
-        """Settles the writes. If it raises, those that are not settled were not written, or their outcome is unknown,
-        as the error says."""
+        """Settles the writes, except those whose locks another session holds. If it raises, those that are not settled
+        were not written, or their outcome is unknown, as the error says."""
 
     def joined_by(self, write: Write) -> bool:
         """Takes the write if its organisation is being worked on here; returns whether it did."""
@@ -62,16 +63,19 @@ class OrganisationQueues(ABC):
         return queue is not None
 
     def put(self, writes: Iterable[Write]) -> None:
-        began: list[set[str]] = []
+        refusing: dict[int, bool] = {}
         for write in writes:
-            if not self.joined_by(write):
+            group = self.group_of(write.organisation)
+            if refusing.setdefault(group, self._refuses(group)):
+                write.refuse(unavailable())
+            elif not self.joined_by(write):
                 self._queues[write.organisation] = [write]
-                group = self._groups[self.group_of(write.organisation)]
-                if not group:
-                    began.append(group)
-                group.add(write.organisation)
-        for group in began:
-            self._start(group, self._shared)
+                self._gather(write.organisation)
+
+    def _refuses(self, group: int) -> bool:
+        """In an outage, what comes first after a pause is tried, and all else refused until that is answered."""
+        outage = self._outages[group]
+        return outage.lasts() and (bool(self._groups[group]) or outage.pauses())
 
     def expire(self) -> None:
         for queue in self._queues.values():
@@ -83,6 +87,12 @@ class OrganisationQueues(ABC):
             if write.queued_at < queued_before:
                 write.refuse(too_late())
 
+    def _gather(self, organisation: str) -> None:
+        group = self._groups[self.group_of(organisation)]
+        if not group:
+            self._start(group, self._shared)
+        group.add(organisation)
+
     def _start(self, organisations: set[str], turns: Turns) -> None:
         task = asyncio.create_task(self._work(organisations, turns))
         self.tasks.add(task)
@@ -90,27 +100,28 @@ class OrganisationQueues(ABC):
 
     async def _work(self, organisations: set[str], turns: Turns) -> None:
         """Batch after batch, until no writes are left. An organisation whose lock is held for long, or whose batches
-        fail, continues on its own, so that it does not delay the others."""
+        fail, continues on its own, so that it does not delay the others, until one of its batches is answered."""
+        alone = turns is self._single
         batch: list[Write] = []
         try:
             while organisations:
-                turn = await turns.take()
-                try:
+                with await turns.take():
                     batch = self._take(organisations)
                     again = await self._try(batch) if batch else []
-                finally:
-                    turn.end()
                 for organisation, writes in groupby(sorted(again, key=ORGANISATION), ORGANISATION):
                     self._queues[organisation][:0] = writes
-                    if turns is self._shared:
+                    if not alone:
                         organisations.remove(organisation)
                         self._start({organisation}, self._single)
+                if alone and again:
+                    await asyncio.sleep(RETRY_SECONDS)
+                elif alone and organisations:
+                    self._gather(organisations.pop())
         except Exception as error:  # unforeseen: refuses the waiting writes, and lets the organisations start afresh
             log.exception("writes failed", organisations=len(organisations))
             for organisation in organisations:
                 batch += self._queues.pop(organisation, [])
-            for write in batch:
-                write.refuse(error)
+            refuse(batch, error)
             organisations.clear()
 
     def _take(self, organisations: set[str]) -> list[Write]:
@@ -118,6 +129,8 @@ class OrganisationQueues(ABC):
         writes are removed."""
         waiting = {}
         for organisation in list(organisations):
+            if self._outages[self.group_of(organisation)].pauses():
+                refuse(self._queues[organisation], unavailable())
             self._expire(self._queues[organisation])
             queue = unsettled(self._queues[organisation])
             if queue:
@@ -134,29 +147,32 @@ class OrganisationQueues(ABC):
 
     async def _try(self, batch: list[Write]) -> list[Write]:
         """Settles or refuses the writes; returns those to be tried again, one organisation at a time."""
-        failure: Exception
+        outage = self._outages[self.group_of(batch[0].organisation)]
+        failure: Exception | None = None
+        problem = unavailable()
         try:
             async with self._database.connection() as connection:
+                problem = ProblemError("DATABASE_UNAVAILABLE", UNKNOWN_OUTCOME)
                 try:
                     await self.decide(connection, batch)
-                    return []
                 except asyncpg.PostgresError as error:
                     if action_for(error) is Action.UNAVAILABLE:
                         raise
                     failure = error
         except ProblemError as error:
             lost = error.problem.code == "DATABASE_UNAVAILABLE"
-            for write in batch:
-                write.refuse(ProblemError("DATABASE_UNAVAILABLE", UNKNOWN_OUTCOME) if lost else error)
+            if lost:
+                outage.failed()
+            refuse(batch, problem if lost else error)
             return []
         except Exception as error:
             failure = error
+        outage.ended()
         batch = unsettled(batch)
-        if len({write.organisation for write in batch}) > 1 or isinstance(failure, asyncpg.LockNotAvailableError):
+        organisations = {write.organisation for write in batch}
+        if failure is None or len(organisations) > 1 or isinstance(failure, asyncpg.LockNotAvailableError):
             return batch
-        if len(batch) > 1:
-            return await self._try_each(batch)
-        return await self._judge(batch, failure)
+        return await self._try_each(batch) if len(batch) > 1 else judged(batch, failure)
 
     async def _try_each(self, batch: list[Write]) -> list[Write]:
         """One write after another, in order; if one has to be tried again, so must all after it."""
@@ -166,22 +182,20 @@ class OrganisationQueues(ABC):
                 return batch[place:]
         return []
 
-    async def _judge(self, single: list[Write], failure: Exception) -> list[Write]:
-        """What the failure means for a write on its own, if it was not settled meanwhile; returns it if it is to be
-        tried again."""
-        for write in single:
-            if isinstance(failure, asyncpg.ExclusionViolationError):  # caused by a writer that does not take the lock
-                write.settle(CONFLICT)
-            elif action_for(failure) is Action.OTHERWISE:
-                await asyncio.sleep(RETRY_SECONDS)
-                return single
-            else:
-                write.refuse(failure)
-        return []
 
-
-def unsettled(writes: Iterable[Write]) -> list[Write]:
-    return [write for write in writes if not write.future.done()]
+def judged(single: list[Write], failure: Exception) -> list[Write]:
+    """What the failure means for a write on its own, if it was not settled meanwhile; returns it if it is to be tried
+    again. So is a conflict with a writer that does not take the lock, once: the blocker may then be known."""
+    again = []
+    for write in single:
+        write.busy_rounds += 1
+        if action_for(failure) is not Action.OTHERWISE:
+            write.refuse(failure)
+        elif isinstance(failure, asyncpg.ExclusionViolationError) and write.busy_rounds > 1:
+            write.settle(CONFLICT)
+        else:
+            again.append(write)
+    return again
 
 
 def too_late() -> ProblemError:

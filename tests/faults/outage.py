@@ -59,14 +59,20 @@ def resource_usage(service: ServiceProcess) -> tuple[int, int]:
     return sum(process.num_fds() for process in processes), sum(process.memory_info().rss for process in processes)
 
 
-def assert_refusals_are_quick(record: Record, since: float, seconds: float = REFUSAL_SECONDS_MAX) -> None:
+def assert_refusals_are_quick(record: Record, service: ServiceProcess, since: float) -> None:
     """While the database is unavailable, requests get a quick 503 with `Retry-After`."""
+    assert_refused(record, since, REFUSAL_SECONDS_MAX)
+    assert_problem(service.client.get("/readyz"), 503, "NOT_READY")
+
+
+def assert_refused(record: Record, since: float, seconds_max: float) -> None:
+    """The median of the refusals takes this long at most."""
 
     def refusals() -> list[Refusal]:
         return record.refusals_of_calls_begun_after(since + DETECTION_SECONDS)
 
     wait_until(lambda: len(refusals()) >= REFUSALS_MIN)
-    assert median(refusal.seconds for refusal in refusals()) < seconds
+    assert median(refusal.seconds for refusal in refusals()) < seconds_max
     assert {refusal.retry_after for refusal in refusals()} == {"1"}
 
 
@@ -84,7 +90,6 @@ def interrupt_database(
 ) -> None:
     """The database is unavailable from `begin` until `end` returns."""
     begin()
-    assert_refusals_are_quick(record, time.monotonic())
-    assert_problem(service.client.get("/readyz"), 503, "NOT_READY")
+    assert_refusals_are_quick(record, service, time.monotonic())
     end()
     assert_recovers(record)

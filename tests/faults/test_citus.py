@@ -15,7 +15,7 @@ from service.database.buckets import bucket_of
 from tests.cluster import distributed_database, needs_citus
 from tests.databases import query
 from tests.faults.nodes import Nodes, nodes_of
-from tests.faults.outage import assert_recovers, assert_refusals_are_quick, interrupt_database, under_load
+from tests.faults.outage import assert_recovers, assert_refused, interrupt_database, under_load
 from tests.histories.clients import PAUSE_SECONDS, URL, Record
 from tests.processes import ServiceProcess, running_service, wait_until
 
@@ -84,7 +84,7 @@ def test_lost_worker_makes_only_its_organisations_unavailable(
         for _ in range(2):
             since = time.monotonic()
             getattr(worker, fault)()
-            assert_refusals_are_quick(record, since, REFUSAL_SECONDS_MAX)
+            assert_refused(record, since, REFUSAL_SECONDS_MAX)
             spared.wait_for_answers(200)
             assert rate(spared, since) > SHARE_MIN * rate(spared, since - SECONDS_BEFORE, since)
             assert longest_stall(follower.arrivals, since) < STALL_SECONDS_MAX

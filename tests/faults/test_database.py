@@ -193,14 +193,15 @@ def test_service_survives_a_migration_that_locks_the_tables(server: Server, serv
 
 
 def test_received_at_increases_while_the_clock_goes_back(server: Server, tmp_path: Path) -> None:
-    """The clock is the database's: a function before PostgreSQL's own one in the search path. `received_at` is then one
+    """The clock is the database's: a function before PostgreSQL's own one in the search paths. `received_at` is then one
     microsecond after that of the version before."""
     query(
         server.url,
         "create schema clock; create table clock.shift (by interval); insert into clock.shift values ('0 s');"
         "create function clock.clock_timestamp() returns timestamptz language sql"
         " as 'select pg_catalog.clock_timestamp() + by from clock.shift';"
-        'alter database postgres set search_path = clock, pg_catalog, "$user", public',
+        'alter database postgres set search_path = clock, pg_catalog, "$user", public;'
+        "alter function put_appointments set search_path = clock, pg_catalog, public",
     )
     with (
         running_service(tmp_path / "service", DATABASE_URL=server.url) as service,

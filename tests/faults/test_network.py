@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 
-from service.writing.lane import NOTHING_WRITTEN
+from service.writing.back_off import NOTHING_WRITTEN
 from tests.faults.outage import assert_recovers, interrupt_database, under_load
 from tests.faults.proxy import Proxy, Stage, running_proxy
 from tests.faults.server import Server
@@ -105,7 +105,7 @@ def test_writes_are_refused_as_unavailable_while_the_first_new_connection_stalls
     assert_accepted(post(service.client, "o"))
     proxy.stalled = True
     proxy.cut_all()
-    wait_until(lambda: proxy.stalled_chunks >= 1)  # the lane connects again
+    wait_until(lambda: proxy.stalled_chunks >= 1)  # the writer connects again
     since = time.monotonic()
     problem = assert_problem(post(service.client, "o"), 503, "DATABASE_UNAVAILABLE")
     assert problem["detail"] == NOTHING_WRITTEN

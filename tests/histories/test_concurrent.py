@@ -11,7 +11,7 @@ from service import ROOT
 from tests.cluster import not_on_citus
 from tests.databases import assert_invariants, query
 from tests.histories.clients import Record, clients, record_final_state
-from tests.processes import running_service, wait_until
+from tests.processes import running_service, wait_until, writes_by_bucket
 
 CALLS = int(os.environ.get("HISTORY_CALLS", "1200"))
 
@@ -53,37 +53,70 @@ def program_without(directory: Path, file: str, old: str, new: str) -> Path:
     return copy
 
 
+def replace_in_function(database_url: str, old: str, new: str) -> None:
+    """Replaces `old`, found once in the function that writes by bucket."""
+    [[definition]] = query(database_url, "select pg_get_functiondef('put_appointments'::regproc)")
+    assert str(definition).count(old) == 1
+    query(database_url, str(definition).replace(old, new))
+
+
 @not_on_citus
 def test_checker_finds_a_missing_lock_and_constraint(database_url: str, tmp_path: Path) -> None:
-    lock = "else pg_try_advisory_xact_lock(hashtextextended(p.org_id, 0))"
-    program = program_without(tmp_path, "sql/upsert_appointment.sql", lock, "else true")
+    if writes_by_bucket():
+        program = ROOT
+        replace_in_function(
+            database_url, "perform pg_advisory_xact_lock(hashtextextended(asked.org_id, 0))", "perform 1"
+        )
+        # The key of the numbers, too, would refuse one of two writes that did not take the lock.
+        query(database_url, "alter table appointment_versions drop constraint appointment_versions_pkey")
+    else:
+        lock = "else pg_try_advisory_xact_lock(hashtextextended(p.org_id, 0))"
+        program = program_without(tmp_path, "sql/upsert_appointment.sql", lock, "else true")
     query(database_url, "alter table appointments drop constraint appointments_during_excl")
     query(database_url, SLOW_COMMIT)
-    with recorded(database_url, tmp_path, PYTHONPATH=str(program)) as record:
+    with recorded(database_url, tmp_path, PYTHONPATH=f"{program}{os.pathsep}{ROOT}") as record:
         assert record.violations()
 
 
 @not_on_citus
 def test_checker_finds_a_missing_comparison_of_updated_at(database_url: str, tmp_path: Path) -> None:
-    comparison = "    where excluded.payload_updated_at > held.payload_updated_at\n"
-    program = program_without(tmp_path, "sql/upsert_appointment.sql", comparison, "")
-    with recorded(database_url, tmp_path, 300, PYTHONPATH=str(program)) as record:
+    if writes_by_bucket():
+        program = ROOT
+        replace_in_function(database_url, "when held.payload_updated_at >= p.payload_updated_at then 'stale'", "")
+    else:
+        comparison = "    where excluded.payload_updated_at > held.payload_updated_at\n"
+        program = program_without(tmp_path, "sql/upsert_appointment.sql", comparison, "")
+    with recorded(database_url, tmp_path, 300, PYTHONPATH=f"{program}{os.pathsep}{ROOT}") as record:
         assert record.violations()
 
 
 @not_on_citus
 def test_checker_finds_answers_sent_before_the_commit(database_url: str, tmp_path: Path) -> None:
     """The verdicts are right, but a read between answer and commit does not see the write."""
-    commit_first = """\
+    if writes_by_bucket():
+        file = "service/writing/distributed.py"
+        commit_first = """\
+                rows = await connection.fetch(PUT_APPOINTMENTS, bucket, *arguments)
+                locked |= {write.organisation for write in settle([run], rows)}
+"""
+        answer_first = """\
+                async with connection.transaction():
+                    rows = await connection.fetch(PUT_APPOINTMENTS, bucket, *arguments)
+                    locked |= {write.organisation for write in settle([run], rows)}
+                    await __import__("asyncio").sleep(0.05)
+"""
+    else:
+        file = "service/writing/lane.py"
+        commit_first = """\
             rows = await connection.fetch_many(UPSERT_APPOINTMENT, [run.arguments() for run in runs])
             busy = settle(runs, rows)
         except"""
-    answer_first = """\
+        answer_first = """\
             async with connection.transaction():
                 rows = await connection.fetch_many(UPSERT_APPOINTMENT, [run.arguments() for run in runs])
                 busy = settle(runs, rows)
                 await asyncio.sleep(0.05)
         except"""
-    program = program_without(tmp_path, "service/writing/lane.py", commit_first, answer_first)
-    with recorded(database_url, tmp_path, PYTHONPATH=str(program)) as record:
+    program = program_without(tmp_path, file, commit_first, answer_first)
+    with recorded(database_url, tmp_path, PYTHONPATH=f"{program}{os.pathsep}{ROOT}") as record:
         assert record.violations()

@@ -14,6 +14,7 @@ import pytest
 
 from service import ROOT
 from service.database import schema
+from service.database.buckets import bucket_of
 from service.problems import StartError
 from tests.databases import new_database, query
 from tests.processes import clean_environment
@@ -60,6 +61,52 @@ def test_rollback_of_everything_and_a_new_migration_give_the_same_schema(empty_u
     assert schema.rollback(empty_url) == []
     assert schema.migrate(empty_url) == schema.KNOWN
     assert query(empty_url, CATALOGUE) == first
+
+
+ROWS_WITHOUT_BUCKETS = """
+insert into appointments
+    (org_id, external_id, during, payload_created_at, payload_updated_at, received_at, version)
+select org_id, 'a', '[2020-01-01,2020-01-02)', now(), now(), now(), 1
+from unnest(array['o', 'default', 'back\\slash', 'clinic-4', 'Zürich']) as org_id;
+insert into appointment_versions
+    (org_id, appointment_id, external_id, during, payload_created_at, payload_updated_at, received_at, version,
+    cancelled)
+select org_id, id, external_id, during, payload_created_at, payload_updated_at, received_at, version, cancelled
+from appointments;"""
+NEXT_VERSION = """
+insert into appointment_versions
+    ({bucket} org_id, appointment_id, external_id, during, payload_created_at, payload_updated_at, received_at,
+    version, cancelled)
+select {bucket} org_id, id, external_id, during, payload_created_at, payload_updated_at, clock_timestamp(), {version},
+    cancelled
+from appointments where org_id = 'o'
+returning sequence_number"""
+WITHOUT_BUCKETS = """
+select to_jsonb(a) - 'bucket', to_jsonb(v) - 'bucket'
+from appointments as a join appointment_versions as v on v.appointment_id = a.id order by v.sequence_number
+"""
+
+
+def test_rows_are_carried_into_their_buckets_and_back(empty_url: str) -> None:
+    def roll_back() -> None:
+        while schema.rollback(empty_url) != ["0005.buckets"]:
+            pass
+
+    schema.migrate(empty_url)
+    roll_back()
+    query(empty_url, ROWS_WITHOUT_BUCKETS)
+    before = query(empty_url, WITHOUT_BUCKETS)
+    assert len(before) == 5
+    schema.migrate(empty_url)
+    assert query(empty_url, WITHOUT_BUCKETS) == before
+    for table in ("appointments", "appointment_versions"):
+        rows = query(empty_url, f"select org_id, bucket from {table}")
+        assert rows == [(name, bucket_of(str(name))) for name, _ in rows]
+    assert query(empty_url, NEXT_VERSION.format(bucket="bucket,", version=2)) == [(6,)]
+    after = query(empty_url, WITHOUT_BUCKETS)
+    roll_back()
+    assert query(empty_url, WITHOUT_BUCKETS) == after
+    assert query(empty_url, NEXT_VERSION.format(bucket="", version=3)) == [(7,)]
 
 
 def test_migrating_again_changes_nothing(empty_url: str) -> None:

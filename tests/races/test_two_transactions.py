@@ -10,15 +10,15 @@ import msgspec
 import pytest
 
 from service.contract.body import Appointment
-from service.database.buckets import bucket_of
 from service.database.connection import set_instant_codec
-from service.database.statements import UPSERT_APPOINTMENT
+from service.database.statements import PUT_APPOINTMENTS, UPSERT_APPOINTMENT
 from service.problems import ProblemError
 from service.settings import Settings
-from service.writing.batch import uuid7
+from service.writing.batch import Write
 from service.writing.writer import Writer, open_writer
 from tests.cluster import not_on_citus
 from tests.databases import assert_invariants, query, wait_until_blocked
+from tests.processes import writes_by_bucket
 
 pytestmark = not_on_citus
 
@@ -47,7 +47,8 @@ async def writer(database_url: str) -> AsyncIterator[Writer]:
 
 
 class Rival:
-    """Another writer with a transaction of its own, which takes the organisation's lock only if `lock` is set."""
+    """Another writer, of the same kind, with a transaction of its own. It takes the organisation's lock only if `lock`
+    is set."""
 
     def __init__(self, connection: asyncpg.Connection) -> None:
         self.connection = connection
@@ -55,24 +56,34 @@ class Rival:
 
     async def write(self, external_id: str, start: float, updated: float = 0, *, lock: bool) -> str:
         row = appointment(external_id, start, updated)
-        text = UPSERT_APPOINTMENT.text
-        if not lock:
-            text = re.sub(r"pg_(try_)?advisory_xact_lock\(.*?, 0\)\)", "$1::text is not null", text)
-            assert "advisory_xact" not in text
-        arguments = (
-            row.org_id,
-            row.id,
-            row.start,
-            row.end,
-            row.created_at,
-            row.updated_at,
-            row.cancelled,
-            uuid7(),
-            bucket_of("o"),
-        )
-        result = await self.connection.fetchrow(text, *([argument] for argument in arguments))
+        *arguments, bucket = Write(row, asyncio.get_running_loop()).arguments
+        arrays = [[argument] for argument in arguments]
+        if writes_by_bucket():
+            text = PUT_APPOINTMENTS.text
+            if not lock:
+                await self.connection.execute(function_without_lock(await self.connection.fetchval(PUT_FUNCTION)))
+                text = text.replace("put_appointments(", "pg_temp.put_appointments(")
+            result = await self.connection.fetchrow(text, bucket, *arrays)
+        else:
+            text = UPSERT_APPOINTMENT.text if lock else without_lock(UPSERT_APPOINTMENT.text)
+            result = await self.connection.fetchrow(text, *arrays, [bucket])
         verdict: str = result["verdict"]
         return verdict
+
+
+PUT_FUNCTION = "select pg_get_functiondef('put_appointments'::regproc)"
+
+
+def function_without_lock(definition: str) -> str:
+    """The function in the schema of the session's temporary objects."""
+    assert definition.count("FUNCTION public.put_appointments(") == 1
+    return without_lock(definition.replace("FUNCTION public.put_appointments(", "FUNCTION pg_temp.put_appointments("))
+
+
+def without_lock(text: str) -> str:
+    text = re.sub(r"pg_(try_)?advisory_xact_lock\(hashtextextended\((.*?), 0\)\)", r"\2 is not null", text)
+    assert "advisory_xact" not in text
+    return text
 
 
 @pytest.fixture
