@@ -33,8 +33,7 @@ ORGANISATION = attrgetter("organisation")
 
 
 class OrganisationQueues(ABC):
-    """`together` batches of groups are under way at a time, and those of CONNECTIONS_ALONE organisations; beside them,
-    `late_max` of each kind that are late."""
+    """Under way are `together` batches of groups, CONNECTIONS_ALONE organisations, and `late_max` late ones of each."""
 
     def __init__(self, database: Database, together: int, wait_ms_max: int, late_max: int = 0) -> None:
         self._database, self._wait_seconds = database, wait_ms_max / 1e3
@@ -42,8 +41,7 @@ class OrganisationQueues(ABC):
         self._queues: dict[str, list[Write]] = {}
         self._groups: defaultdict[int, set[str]] = defaultdict(set)  # without the organisations on their own
         self._outages: defaultdict[int, Outage] = defaultdict(Outage)  # of a group: its server may have failed alone
-        self._shared = Turns(together, late_max)
-        self._single = Turns(CONNECTIONS_ALONE, late_max)
+        self._shared, self._single = Turns(together, late_max), Turns(CONNECTIONS_ALONE, late_max)
         self.tasks: set[asyncio.Task[None]] = set()
 
     @abstractmethod
