@@ -50,6 +50,8 @@ class Database:
                     connection.terminate()
                     raise
                 finally:
+                    if turn.is_late:  # its connection is one more than there should be
+                        connection.terminate()
                     await self._pool.release(connection)
         except (*BROKEN, asyncpg.PostgresError) as error:
             if action_for(error) is Action.DEFECT:

@@ -37,17 +37,17 @@ class Turns:
 
 
 class Turn:
-    __slots__ = ("_is_late", "_share", "_timer", "_turns")
+    __slots__ = ("_share", "_timer", "_turns", "is_late")
 
     def __init__(self, turns: Turns, share: asyncio.Semaphore | None) -> None:
-        self._turns, self._share, self._is_late = turns, share, False
+        self._turns, self._share, self.is_late = turns, share, False
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(LATE_SECONDS, self._give_up) if turns.late_max else None
 
     def _give_up(self) -> None:
         if self._turns.late < self._turns.late_max:
             self._turns.late += 1
-            self._is_late = True
+            self.is_late = True
             self._turns.free.release()
 
     def __enter__(self) -> None:
@@ -59,7 +59,7 @@ class Turn:
     def end(self) -> None:
         if self._timer:
             self._timer.cancel()
-        if self._is_late:
+        if self.is_late:
             self._turns.late -= 1
         else:
             self._turns.free.release()

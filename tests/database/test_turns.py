@@ -22,6 +22,7 @@ CONNECTIONS = 6
 LOCK = "select pg_advisory_lock(77)"
 HELD = "exists (select from pg_locks where locktype = 'advisory' and objid = 77 and granted)"
 WAITING = "select count(*) from pg_locks where locktype = 'advisory' and objid = 77 and not granted"
+SESSIONS = "select count(*) from pg_stat_activity where datname = current_database() and application_name <> ''"
 HANGS = Statement("hangs", "select $1::int4 as bucket, pg_advisory_xact_lock_shared(77)")
 ANSWERS = Statement("answers", "select $1::int4 as bucket")
 LAST_CHANGES = Statement(
@@ -60,6 +61,7 @@ async def test_reads_of_other_buckets_go_on_while_those_of_half_the_buckets_hang
         for _ in range(20):
             assert await database.fetch(ANSWERS, 8) == [(8,)]
         await end(hanging)
+        await until(lambda: query(database_url, SESSIONS) <= [(CONNECTIONS + 1,)])
 
 
 async def test_reads_of_a_bucket_leave_turns_to_others_before_they_are_late(

@@ -7,7 +7,7 @@ import pytest
 from service import ROOT
 
 MODULE_LINES_MAX = 200
-SERVICE_LINES_MAX = 6_900  # the whole service stays below
+SERVICE_LINES_MAX = 7_100  # the whole service stays below
 MODULES = sorted((ROOT / "service").rglob("*.py"))
 
 
@@ -20,5 +20,5 @@ def test_module_has_at_most_200_lines(module: Path) -> None:
     assert lines(module) <= MODULE_LINES_MAX
 
 
-def test_service_has_fewer_than_6900_lines() -> None:
+def test_service_has_fewer_than_7100_lines() -> None:
     assert sum(lines(module) for module in MODULES) < SERVICE_LINES_MAX
