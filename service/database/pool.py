@@ -50,7 +50,7 @@ class Database:
                     connection.terminate()
                     raise
                 finally:
-                    if turn.is_late:  # its connection is one more than there should be
+                    if turn.is_late and self._pool.get_size() > self._turns.count:  # it was one more
                         connection.terminate()
                     await self._pool.release(connection)
         except (*BROKEN, asyncpg.PostgresError) as error:

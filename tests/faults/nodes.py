@@ -32,7 +32,7 @@ class Node:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.port = urlsplit(url).port
+        self.host, self.port = urlsplit(url).hostname, urlsplit(url).port
         [[directory]] = query(url, "show data_directory")
         self.data = Path(str(directory))
         owner = pwd.getpwuid(self.data.stat().st_uid)

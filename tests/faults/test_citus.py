@@ -26,10 +26,11 @@ STALL_SECONDS_MAX = 2.5  # of organisations on other workers, while one does not
 SECONDS_BEFORE = 2  # the fault, for a comparison
 SHARE_MIN = 0.3  # of the rate before the fault; it was between 0.8 and 1.4
 STATEMENT_MS_MAX = 2000
+OVERDUE_SECONDS_MAX = 2  # one until the service gives up a statement that the server has not ended
 HALT_SECONDS = 8  # several times the limit of a statement
 MOVE = """
     select citus_move_shard_placement(
-        get_shard_id_for_distribution_column('appointments', {}), '127.0.0.1', {}, '127.0.0.1', {}, '{}')"""
+        get_shard_id_for_distribution_column('appointments', {}), '{}', {}, '{}', {}, '{}')"""
 
 
 @pytest.fixture
@@ -114,9 +115,9 @@ def test_halted_worker_delays_only_its_organisations(nodes: Nodes, service: Serv
         assert_served(spared, others, since)
         assert longest_stall(follower.arrivals, since) < STALL_SECONDS_MAX
         assert service.client.get("/readyz").status_code == 200
+        assert record.refusals[0].seconds < STATEMENT_MS_MAX / 1e3 + OVERDUE_SECONDS_MAX
         worker.go_on()
         assert_recovers(record)
-        assert max(refusal.seconds for refusal in record.refusals) < HALT_SECONDS
         assert spared.refusals == []
         assert follower.refusals == 0
     nodes.assert_nothing_in_doubt()
@@ -143,7 +144,10 @@ def test_shard_moves_while_two_services_use_it(
     ):
         for source, target in ((worker, other), (other, worker)):
             since = time.monotonic()
-            query(nodes.url, MOVE.format(bucket_of(organisation), source.port, target.port, mode))
+            query(
+                nodes.url,
+                MOVE.format(bucket_of(organisation), source.host, source.port, target.host, target.port, mode),
+            )
             assert nodes.worker_of(organisation) is target
             assert_served(spared, rest, since)
             assert_recovers(record)
