@@ -82,7 +82,7 @@ async def lifespan(settings: Settings) -> AsyncIterator[dict[str, Any]]:
         # The probe has a connection of its own, since a busy pool does not make the service unready.
         open_database(settings, connections_max=1) as probe_database,
         open_replicas(settings, open_reads) as replicas,
-        open_change_poller(primary.database) as change_poller,
+        open_change_poller(primary.database, distributed=distributed) as change_poller,
         open_writer(settings, distributed=distributed) as writer,
         open_tokens(settings) as tokens,
     ):

@@ -67,21 +67,21 @@ def wait_until_blocked(url: str) -> None:
 VIOLATIONS = {
     "overlapping active appointments": """
         select org_id, external_id from (
-            select org_id, external_id,
-                lower(during) < lag(upper(during)) over (partition by org_id order by lower(during)) as reaches_back
+            select org_id, external_id, lower(during)
+                < lag(upper(during)) over (partition by bucket, org_id order by lower(during)) as reaches_back
             from appointments where not cancelled) a
         where reaches_back""",
     "missing or duplicate versions, or versions out of commit order": """
         select org_id, appointment_id from (
             select org_id, appointment_id, version,
-                row_number() over (partition by appointment_id order by sequence_number) as place
+                row_number() over (partition by bucket, appointment_id order by sequence_number) as place
             from appointment_versions) v
         where version <> place""",
     "appointments that differ from their latest version": """
         select a.org_id, a.external_id from appointments a left join (
-            select distinct on (appointment_id) * from appointment_versions
-            order by appointment_id, version desc) v
-        on v.appointment_id = a.id and v.version = a.version and v.during = a.during
+            select distinct on (bucket, appointment_id) * from appointment_versions
+            order by bucket, appointment_id, version desc) v
+        on v.bucket = a.bucket and v.appointment_id = a.id and v.version = a.version and v.during = a.during
             and v.payload_updated_at = a.payload_updated_at and v.received_at = a.received_at
             and v.payload_created_at = a.payload_created_at and v.cancelled = a.cancelled
             and v.org_id = a.org_id and v.external_id = a.external_id
@@ -91,7 +91,7 @@ VIOLATIONS = {
             select org_id, appointment_id,
                 payload_updated_at > lag(payload_updated_at) over w as later,
                 received_at > lag(received_at) over w as received_later
-            from appointment_versions window w as (partition by appointment_id order by version)) v
+            from appointment_versions window w as (partition by bucket, appointment_id order by version)) v
         where not later or not received_later""",
 }
 

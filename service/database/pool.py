@@ -13,6 +13,7 @@ from service.database.connection import Connection, connect_options, session_par
 from service.database.failures import BROKEN, NO_ANSWER, Action, action_for
 from service.database.hosts import connecting
 from service.database.statements import IS_DISTRIBUTED, Statement
+from service.database.turns import Turn, Turns
 from service.database_url import place_of
 from service.problems import ProblemError, StartError
 from service.settings import Settings
@@ -21,36 +22,37 @@ log = structlog.get_logger()
 
 POOL_WAIT_MS_MAX = 2_000  # of a request for a connection
 POOL_WAITING_MAX = 1_000  # requests
+LATE_PER_TURN_MAX = 2  # late calls, where the tables are distributed
 CLOSE_SECONDS_MAX = 1
 
 
 class Database:
     """Raises ProblemError, a 503, when the database cannot answer; defects pass as they are."""
 
-    def __init__(self, pool: asyncpg.Pool, settings: Settings) -> None:
-        self._pool = pool
+    def __init__(self, pool: asyncpg.Pool, settings: Settings, turns: Turns) -> None:
+        self._pool, self._turns = pool, turns
         self._place = place_of(settings.database_url)
         self.terminate: Callable[[], None] = pool.terminate  # statements in progress fail at once
-        self._turns = asyncio.Semaphore(pool.get_max_size())
         self._waiting = 0
         self.idle: Callable[[], int] = pool.get_idle_size
         self._slow_seconds = settings.statement_slow_ms / 1e3
 
     @asynccontextmanager
-    async def connection(self) -> AsyncIterator[Connection]:
+    async def connection(self, bucket: object = None) -> AsyncIterator[Connection]:
+        """`bucket` is that of all the rows that are used, if there is one."""
         try:
-            connection = await self._acquire()
-            try:
-                yield Connection(connection, self._slow_seconds)
-            except (*BROKEN, asyncpg.ReadOnlySQLTransactionError):
-                # Or the pool would hand out a connection that the server has ended, or one that stays read-only.
-                connection.terminate()
-                raise
-            finally:
+            turn, connection = await self._acquire(bucket)
+            with turn:
                 try:
-                    await self._pool.release(connection)
+                    yield Connection(connection, self._slow_seconds)
+                except (*BROKEN, asyncpg.ReadOnlySQLTransactionError):
+                    # Or the pool would hand out a connection that the server has ended, or one that stays read-only.
+                    connection.terminate()
+                    raise
                 finally:
-                    self._turns.release()
+                    if turn.is_late and self._pool.get_size() > self._turns.count:  # it was one more
+                        connection.terminate()
+                    await self._pool.release(connection)
         except (*BROKEN, asyncpg.PostgresError) as error:
             if action_for(error) is Action.DEFECT:
                 raise
@@ -58,7 +60,8 @@ class Database:
             raise ProblemError("DATABASE_UNAVAILABLE", NO_ANSWER) from error
 
     async def fetch(self, statement: Statement, *arguments: object) -> list[asyncpg.Record]:
-        async with self.connection() as connection:
+        """Runs a statement whose first argument, if it has any, is the bucket."""
+        async with self.connection(*arguments[:1]) as connection:
             return await connection.fetch(statement, *arguments)
 
     def waiting(self) -> int:
@@ -68,21 +71,21 @@ class Database:
     def busy(self) -> int:
         return int(self._pool.get_size() - self.idle())
 
-    async def _acquire(self) -> Any:
+    async def _acquire(self, bucket: object) -> tuple[Turn, Any]:
         """Takes turns, as asyncpg's pool alone would serve whichever request asks just as a connection is released."""
         if self._waiting >= POOL_WAITING_MAX:
             raise ProblemError("OVERLOADED", "Too many requests are waiting for a database connection.")
         self._waiting += 1
         try:
             async with asyncio.timeout(POOL_WAIT_MS_MAX / 1e3):
-                await self._turns.acquire()
+                turn = await self._turns.take(bucket)
                 try:
-                    return await self._pool.acquire()
+                    return turn, await self._pool.acquire()
                 except BaseException:
-                    self._turns.release()
+                    turn.end()
                     raise
         except TimeoutError:
-            if self._pool.get_size() < self._pool.get_max_size():
+            if self._pool.get_size() < self._turns.count:
                 raise  # no new connection could be opened either
             detail = "No database connection became free in time."
             raise ProblemError("OVERLOADED", detail) from None
@@ -99,14 +102,17 @@ async def open_database(
     lock_ms_max: int = 0,
     transaction_ms_max: int = 0,
 ) -> AsyncIterator[Database]:
-    """A pool of at most `connections_max` connections (0: the setting's number). `lock_ms_max` limits the wait for a
-    lock; 0 leaves only the statement's limit, which is also a transaction's unless one is given."""
+    """A pool of at most `connections_max` connections (0: the setting's number), and where the tables are distributed
+    more for late calls. `lock_ms_max` limits the wait for a lock; 0 leaves only the statement's limit, which is also a
+    transaction's unless one is given."""
     options = connect_options(settings)
     parameters = session_parameters(settings, lock_ms_max, transaction_ms_max, distributed=distributed)
+    turns_max = connections_max or settings.pool_connections_max
+    late_max = LATE_PER_TURN_MAX * turns_max if distributed else 0
     async with connecting(options) as connect:
         pool = await asyncpg.create_pool(
             min_size=1,
-            max_size=connections_max or settings.pool_connections_max,
+            max_size=turns_max + late_max,
             max_inactive_connection_lifetime=0,
             init=partial(set_up, parameters=parameters),
             reset=keep_session,
@@ -114,7 +120,7 @@ async def open_database(
             **options,
         )
         try:
-            yield Database(pool, settings)
+            yield Database(pool, settings, Turns(turns_max, late_max))
         finally:
             # A database that does not answer must not delay the end; a cancelled close() terminates the connections.
             with suppress(TimeoutError):

@@ -2,8 +2,8 @@
 
 A `notify` in the write would serialise the commits of the whole server, and a query for each request would be a load
 that grows with their number. So while any request waits, a process looks every POLL_SECONDS at all organisations that
-are waited for: one call for each of their buckets, with one index lookup for
-each of them.
+are waited for: one call for each of their buckets, with one index lookup for each of them. Where the tables are
+distributed, each call is a look of its own, since a server that does not answer delays only its buckets.
 """
 
 import asyncio
@@ -23,8 +23,9 @@ WAITING_MAX = 5_000  # requests
 
 
 class ChangePoller:
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, *, distributed: bool) -> None:
+        self._database, self._distributed = database, distributed
+        self._looking: set[int | None] = set()  # buckets; None: all in one pipeline
         self._waiting: dict[asyncio.Future[None], tuple[str, str]] = {}  # organisation, the client's cursor
         self._has_waiters = asyncio.Event()
         self._seconds_max = inf
@@ -58,28 +59,40 @@ class ChangePoller:
 
     async def poll(self) -> None:
         """Runs until it is cancelled."""
-        while True:
-            self._has_waiters.clear()
-            if not self._waiting:
-                await self._has_waiters.wait()
-            await asyncio.sleep(POLL_SECONDS)
-            try:
-                waiting = dict(self._waiting)  # requests that come later may know more than the rows
-                organisations = {organisation for organisation, _ in waiting.values()}
-                async with self._database.connection() as connection:
-                    rows = await connection.fetch_many(LIST_LAST_CHANGES, by_bucket(organisations))
-                last_changes = {row["org_id"]: row["last_change"] for row in rows}
-                for changed, (organisation, after) in waiting.items():
-                    if last_changes[organisation] != after and not changed.done():
-                        changed.set_result(None)
-            except Exception as error:  # the waiting requests report it
-                for changed in self._waiting:
-                    if not changed.done():
-                        changed.set_exception(error)
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                self._has_waiters.clear()
+                if not self._waiting:
+                    await self._has_waiters.wait()
+                await asyncio.sleep(POLL_SECONDS)
+                calls = by_bucket({organisation for organisation, _ in self._waiting.values()})
+                looks = {bucket: [(bucket, names)] for bucket, names in calls} if self._distributed else {None: calls}
+                for bucket, look in looks.items():
+                    if look and bucket not in self._looking:
+                        self._looking.add(bucket)
+                        tasks.create_task(self._look(bucket, look))
+
+    async def _look(self, bucket: int | None, calls: list[tuple[int, list[str]]]) -> None:
+        asked = {name for _, names in calls for name in names}
+        # Requests that come later may know more than the rows.
+        waiting = {changed: wait for changed, wait in self._waiting.items() if wait[0] in asked}
+        try:
+            async with self._database.connection(bucket) as connection:
+                rows = await connection.fetch_many(LIST_LAST_CHANGES, calls)
+            last_changes = {row["org_id"]: row["last_change"] for row in rows}
+            for changed, (organisation, after) in waiting.items():
+                if last_changes[organisation] != after and not changed.done():
+                    changed.set_result(None)
+        except Exception as error:  # the waiting requests report it
+            for changed in waiting.keys() & self._waiting.keys():
+                if not changed.done():
+                    changed.set_exception(error)
+        finally:
+            self._looking.discard(bucket)
 
 
 @asynccontextmanager
-async def open_change_poller(database: Database) -> AsyncIterator[ChangePoller]:
-    poller = ChangePoller(database)
+async def open_change_poller(database: Database, *, distributed: bool) -> AsyncIterator[ChangePoller]:
+    poller = ChangePoller(database, distributed=distributed)
     async with supervised(change_poller=poller.poll):
         yield poller

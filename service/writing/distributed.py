@@ -10,18 +10,24 @@ throughput, so the fewer connections write at a time, the more gather meanwhile.
 from time import monotonic
 
 from service import metrics
-from service.database.buckets import bucket_of
+from service.database.buckets import BUCKETS, bucket_of
 from service.database.connection import Connection
 from service.database.pool import Database
 from service.database.statements import PUT_APPOINTMENTS
 from service.settings import Settings
 from service.writing.batch import Write, arrange, settle, unsettled
-from service.writing.organisations import OrganisationQueues
+from service.writing.organisations import CONNECTIONS_ALONE, OrganisationQueues
+
+LATE_MAX = len(BUCKETS)  # as each bucket has one batch under way at a time, no other waits for a late one
+
+
+def connections_max(settings: Settings) -> int:
+    return settings.write_connections_max + CONNECTIONS_ALONE + 2 * LATE_MAX
 
 
 class DistributedWrites(OrganisationQueues):
     def __init__(self, database: Database, settings: Settings) -> None:
-        super().__init__(database, settings.write_connections_max, settings.write_wait_ms_max)
+        super().__init__(database, settings.write_connections_max, settings.write_wait_ms_max, LATE_MAX)
 
     def group_of(self, organisation: str) -> int:
         return bucket_of(organisation)

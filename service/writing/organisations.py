@@ -19,6 +19,7 @@ import structlog
 from service.database.connection import Connection
 from service.database.failures import UNKNOWN_OUTCOME, Action, action_for
 from service.database.pool import Database
+from service.database.turns import Turns
 from service.problems import ProblemError
 from service.writing.back_off import Outage, unavailable
 from service.writing.batch import CONFLICT, WRITES_MAX, Write, refuse, unsettled
@@ -32,17 +33,15 @@ ORGANISATION = attrgetter("organisation")
 
 
 class OrganisationQueues(ABC):
-    """`together` batches of groups are under way at a time, and those of CONNECTIONS_ALONE organisations."""
+    """Under way are `together` batches of groups, CONNECTIONS_ALONE organisations, and `late_max` late ones of each."""
 
-    def __init__(self, database: Database, together: int, wait_ms_max: int) -> None:
-        self._database = database
-        self._wait_seconds = wait_ms_max / 1e3
+    def __init__(self, database: Database, together: int, wait_ms_max: int, late_max: int = 0) -> None:
+        self._database, self._wait_seconds = database, wait_ms_max / 1e3
         # For each organisation that is being worked on: the writes that arrived since its last batch began.
         self._queues: dict[str, list[Write]] = {}
         self._groups: defaultdict[int, set[str]] = defaultdict(set)  # without the organisations on their own
         self._outages: defaultdict[int, Outage] = defaultdict(Outage)  # of a group: its server may have failed alone
-        self._shared = asyncio.Semaphore(together)
-        self._single = asyncio.Semaphore(CONNECTIONS_ALONE)
+        self._shared, self._single = Turns(together, late_max), Turns(CONNECTIONS_ALONE, late_max)
         self.tasks: set[asyncio.Task[None]] = set()
 
     @abstractmethod
@@ -91,19 +90,19 @@ class OrganisationQueues(ABC):
             self._start(group, self._shared)
         group.add(organisation)
 
-    def _start(self, organisations: set[str], turns: asyncio.Semaphore) -> None:
+    def _start(self, organisations: set[str], turns: Turns) -> None:
         task = asyncio.create_task(self._work(organisations, turns))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
-    async def _work(self, organisations: set[str], turns: asyncio.Semaphore) -> None:
+    async def _work(self, organisations: set[str], turns: Turns) -> None:
         """Batch after batch, until no writes are left. An organisation whose lock is held for long, or whose batches
         fail, continues on its own, so that it does not delay the others, until one of its batches is answered."""
         alone = turns is self._single
         batch: list[Write] = []
         try:
             while organisations:
-                async with turns:
+                with await turns.take():
                     batch = self._take(organisations)
                     again = await self._try(batch) if batch else []
                 for organisation, writes in groupby(sorted(again, key=ORGANISATION), ORGANISATION):

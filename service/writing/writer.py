@@ -15,8 +15,9 @@ from service.supervisor import cancel, supervised
 from service.writing.batch import Verdict, Write
 from service.writing.contended import CONNECTIONS_MAX, ContendedWrites
 from service.writing.distributed import DistributedWrites
+from service.writing.distributed import connections_max as distributed_connections_max
 from service.writing.lane import Lane
-from service.writing.organisations import CONNECTIONS_ALONE, LOCK_MS_MAX, OrganisationQueues
+from service.writing.organisations import LOCK_MS_MAX, OrganisationQueues
 
 log = structlog.get_logger()
 
@@ -106,7 +107,7 @@ class Writer:
 @asynccontextmanager
 async def open_writer(settings: Settings, *, distributed: bool = False) -> AsyncIterator[Writer]:
     by_bucket = distributed or ALWAYS_BY_BUCKET
-    connections_max = settings.write_connections_max + CONNECTIONS_ALONE if by_bucket else CONNECTIONS_MAX
+    connections_max = distributed_connections_max(settings) if by_bucket else CONNECTIONS_MAX
     async with open_database(
         settings, distributed=distributed, connections_max=connections_max, lock_ms_max=LOCK_MS_MAX
     ) as database:

@@ -1,7 +1,7 @@
 """Assertions about a service under load whose database becomes unavailable and comes back."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from statistics import median
 
@@ -10,8 +10,9 @@ import psutil
 from service.app import STREAM_CONNECTIONS_MAX
 from service.settings import Settings
 from service.writing.contended import CONNECTIONS_MAX as CONTENDED_CONNECTIONS_MAX
+from service.writing.organisations import CONNECTIONS_ALONE
 from tests.databases import assert_invariants
-from tests.histories.clients import Record, Refusal, clients, record_final_state
+from tests.histories.clients import CLIENTS, ORGANISATIONS, Record, Refusal, clients, record_final_state
 from tests.http.requests import assert_problem
 from tests.processes import ServiceProcess, wait_until
 
@@ -24,15 +25,18 @@ DETECTION_SECONDS = 0.5  # after that, the service must have noticed that the da
 REFUSALS_MIN = 300
 MEMORY_GROWTH_BYTES_MAX = 30_000_000
 # Every pool may have grown to its full size in the meantime.
-DESCRIPTOR_GROWTH_MAX = Settings().pool_connections_max + STREAM_CONNECTIONS_MAX + CONTENDED_CONNECTIONS_MAX + 1
+WRITE_CONNECTIONS_MAX = max(CONTENDED_CONNECTIONS_MAX, Settings().write_connections_max + CONNECTIONS_ALONE)
+DESCRIPTOR_GROWTH_MAX = Settings().pool_connections_max + STREAM_CONNECTIONS_MAX + WRITE_CONNECTIONS_MAX + 1
 
 
 @contextmanager
-def under_load(*services: ServiceProcess, database_url: str) -> Iterator[Record]:
+def under_load(
+    *services: ServiceProcess, database_url: str, organisations: Sequence[str] = ORGANISATIONS, count: int = CLIENTS
+) -> Iterator[Record]:
     """The fault is injected in the block. Afterwards the recorded calls must be linearizable, the database consistent,
     the log free of errors, and the processes no larger than before."""
     before = [resource_usage(service) for service in services]
-    with clients([service.url for service in services], seed=int(time.time())) as record:
+    with clients([service.url for service in services], int(time.time()), organisations, count) as record:
         record.wait_for_answers(CALLS_BEFORE)
         yield record
         record.wait_for_answers(CALLS_AFTER)
@@ -59,13 +63,18 @@ def resource_usage(service: ServiceProcess) -> tuple[int, int]:
 
 def assert_refusals_are_quick(record: Record, service: ServiceProcess, since: float) -> None:
     """While the database is unavailable, requests get a quick 503 with `Retry-After`."""
+    assert_refused(record, since, REFUSAL_SECONDS_MAX)
+    assert_problem(service.client.get("/readyz"), 503, "NOT_READY")
+
+
+def assert_refused(record: Record, since: float, seconds_max: float) -> None:
+    """The median of the refusals takes this long at most."""
 
     def refusals() -> list[Refusal]:
         return record.refusals_of_calls_begun_after(since + DETECTION_SECONDS)
 
     wait_until(lambda: len(refusals()) >= REFUSALS_MIN)
-    assert_problem(service.client.get("/readyz"), 503, "NOT_READY")
-    assert median(refusal.seconds for refusal in refusals()) < REFUSAL_SECONDS_MAX
+    assert median(refusal.seconds for refusal in refusals()) < seconds_max
     assert {refusal.retry_after for refusal in refusals()} == {"1"}
 
 

@@ -38,8 +38,8 @@ class Refusal(NamedTuple):
 class Record:
     """The calls of all clients. `unexpected` are answers other than 200, 409 and 503."""
 
-    def __init__(self) -> None:
-        self.calls: dict[str, list[Call]] = {organisation: [] for organisation in ORGANISATIONS}
+    def __init__(self, organisations: Sequence[str]) -> None:
+        self.calls: dict[str, list[Call]] = {organisation: [] for organisation in organisations}
         self.refusals: list[Refusal] = []
         self.unexpected: list[str] = []
 
@@ -90,8 +90,8 @@ class Record:
 class Upstream:
     """Generates appointments as upstream systems send them: late, twice, out of order, and competing for few slots."""
 
-    def __init__(self, random: Random) -> None:
-        self._random = random
+    def __init__(self, random: Random, organisations: Sequence[str]) -> None:
+        self._random, self._organisations = random, organisations
         self._sent: deque[Appointment] = deque(maxlen=30)
         self._count = 0
 
@@ -103,7 +103,7 @@ class Upstream:
         start = DAY + timedelta(hours=random.randrange(12))
         appointment = Appointment(
             id=random.choice(NAMES),
-            org_id=random.choice(ORGANISATIONS),
+            org_id=random.choice(self._organisations),
             start=start,
             end=start + timedelta(hours=random.randint(1, 2)),
             created_at=DAY,
@@ -118,16 +118,18 @@ class Upstream:
 
 
 @contextmanager
-def clients(urls: Sequence[str], seed: int = 0) -> Iterator[Record]:
+def clients(
+    urls: Sequence[str], seed: int = 0, organisations: Sequence[str] = ORGANISATIONS, count: int = CLIENTS
+) -> Iterator[Record]:
     """Each client sends one request after another to one of the services, until the block ends."""
-    record, stop = Record(), threading.Event()
-    upstream = Upstream(Random(seed))
+    record, stop = Record(organisations), threading.Event()
+    upstream = Upstream(Random(seed), organisations)
 
     async def run_all() -> None:
         await asyncio.gather(
             *(
-                client(urls[number % len(urls)], Random(seed * CLIENTS + number), upstream, record, stop)
-                for number in range(CLIENTS)
+                client(urls[number % len(urls)], Random(seed * count + number), upstream, record, stop)
+                for number in range(count)
             )
         )
 
@@ -144,7 +146,7 @@ async def client(url: str, random: Random, upstream: Upstream, record: Record, s
     async with httpx.AsyncClient(base_url=url, timeout=ANSWER_SECONDS_MAX) as session:
         while not stop.is_set():
             if random.random() < 0.2:
-                answered = await call(session, random.choice(ORGANISATIONS), "list", record)
+                answered = await call(session, random.choice(list(record.calls)), "list", record)
             else:
                 appointment = upstream.appointment()
                 answered = await call(session, appointment.org_id, appointment, record)
