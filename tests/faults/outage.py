@@ -10,10 +10,11 @@ import psutil
 from service.app import STREAM_CONNECTIONS_MAX
 from service.settings import Settings
 from service.writing.contended import CONNECTIONS_MAX as CONTENDED_CONNECTIONS_MAX
+from service.writing.organisations import CONNECTIONS_ALONE
 from tests.databases import assert_invariants
 from tests.histories.clients import Record, Refusal, clients, record_final_state
 from tests.http.requests import assert_problem
-from tests.processes import ServiceProcess, wait_until
+from tests.processes import ServiceProcess, wait_until, writes_by_bucket
 
 CALLS_BEFORE, CALLS_AFTER = 200, 200  # answered calls before and after the fault
 RECOVERY_SECONDS_MAX = 2
@@ -24,7 +25,8 @@ DETECTION_SECONDS = 0.5  # after that, the service must have noticed that the da
 REFUSALS_MIN = 300
 MEMORY_GROWTH_BYTES_MAX = 30_000_000
 # Every pool may have grown to its full size in the meantime.
-DESCRIPTOR_GROWTH_MAX = Settings().pool_connections_max + STREAM_CONNECTIONS_MAX + CONTENDED_CONNECTIONS_MAX + 1
+WRITERS = Settings().write_connections_max + CONNECTIONS_ALONE if writes_by_bucket() else CONTENDED_CONNECTIONS_MAX + 1
+DESCRIPTOR_GROWTH_MAX = Settings().pool_connections_max + STREAM_CONNECTIONS_MAX + WRITERS
 
 
 @contextmanager
