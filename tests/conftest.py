@@ -13,13 +13,16 @@ from service.database.pool import Database, are_distributed, open_database
 from service.settings import Settings
 from tests.cluster import COORDINATOR_URL, DISTRIBUTED
 from tests.databases import migrated_template, new_database
+from tests.launcher import GRANTS_BY_BUCKET
 from tests.processes import ServiceProcess, running_service, writes_by_bucket
 
 
 @pytest.fixture(scope="session", autouse=True)
 def tested_writer() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("service.writing.writer.ALWAYS_BY_BUCKET", writes_by_bucket())
+        if writes_by_bucket():
+            patch.setattr("service.writing.writer.ALWAYS_BY_BUCKET", True)
+            patch.setattr("service.database.statements.DISTRIBUTED_GRANTS", GRANTS_BY_BUCKET)
         yield
 
 

@@ -6,6 +6,7 @@ import sys
 from importlib import import_module
 
 from service.__main__ import main
+from service.database import statements
 
 CONSTANTS = {
     "ALWAYS_BY_BUCKET": "service.writing.writer.ALWAYS_BY_BUCKET",
@@ -22,12 +23,19 @@ CONSTANTS = {
     "STREAM_CONNECTIONS_MAX": "service.app.STREAM_CONNECTIONS_MAX",
 }
 
+# What a least-privilege role gets on Citus, for any database.
+GRANTS_BY_BUCKET = statements.DISTRIBUTED_GRANTS._replace(
+    text=statements.DISTRIBUTED_GRANTS.text.partition("\nfrom pg_trigger")[0] + ";\n"
+)
+
 if __name__ in ("__main__", "__mp_main__"):  # the latter in workers
     for name, path in CONSTANTS.items():
         if name in os.environ:
             module, _, constant = path.rpartition(".")
             assert hasattr(import_module(module), constant), path
             setattr(import_module(module), constant, int(os.environ[name]))
+    if "ALWAYS_BY_BUCKET" in os.environ:
+        statements.DISTRIBUTED_GRANTS = GRANTS_BY_BUCKET
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -40,6 +40,8 @@ class ServiceProcess:
         if writes_by_bucket():
             settings |= {"ALWAYS_BY_BUCKET": "1"}
         module = "tests.launcher" if settings.keys() & CONSTANTS.keys() else "service"
+        if "PYTHONPATH" in settings:  # a copy of the program, without the launcher
+            settings |= {"PYTHONPATH": f"{settings['PYTHONPATH']}{os.pathsep}{ROOT}"}
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", module, "serve"],

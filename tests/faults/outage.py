@@ -10,11 +10,12 @@ import psutil
 from service.app import STREAM_CONNECTIONS_MAX
 from service.settings import Settings
 from service.writing.contended import CONNECTIONS_MAX as CONTENDED_CONNECTIONS_MAX
-from service.writing.organisations import CONNECTIONS_ALONE
+from service.writing.distributed import connections_max
+from tests.cluster import COORDINATOR_URL
 from tests.databases import assert_invariants
 from tests.histories.clients import CLIENTS, ORGANISATIONS, Record, Refusal, clients, record_final_state
 from tests.http.requests import assert_problem
-from tests.processes import ServiceProcess, wait_until
+from tests.processes import ServiceProcess, wait_until, writes_by_bucket
 
 CALLS_BEFORE, CALLS_AFTER = 200, 200  # answered calls before and after the fault
 RECOVERY_SECONDS_MAX = 2
@@ -25,8 +26,8 @@ DETECTION_SECONDS = 0.5  # after that, the service must have noticed that the da
 REFUSALS_MIN = 300
 MEMORY_GROWTH_BYTES_MAX = 30_000_000
 # Every pool may have grown to its full size in the meantime.
-WRITE_CONNECTIONS_MAX = max(CONTENDED_CONNECTIONS_MAX, Settings().write_connections_max + CONNECTIONS_ALONE)
-DESCRIPTOR_GROWTH_MAX = Settings().pool_connections_max + STREAM_CONNECTIONS_MAX + WRITE_CONNECTIONS_MAX + 1
+WRITERS = connections_max(Settings()) if COORDINATOR_URL or writes_by_bucket() else CONTENDED_CONNECTIONS_MAX + 1
+DESCRIPTOR_GROWTH_MAX = Settings().pool_connections_max + STREAM_CONNECTIONS_MAX + WRITERS
 
 
 @contextmanager

@@ -193,8 +193,8 @@ def test_service_survives_a_migration_that_locks_the_tables(server: Server, serv
 
 
 def test_received_at_increases_while_the_clock_goes_back(server: Server, tmp_path: Path) -> None:
-    """The clock is the database's: a function before PostgreSQL's own one in the search paths. `received_at` is then
-    one microsecond after that of the version before."""
+    """The clock is the database's: a function before PostgreSQL's own in the search paths. `received_at` is then one
+    microsecond after that of the version before."""
     query(
         server.url,
         "create schema clock; create table clock.shift (by interval); insert into clock.shift values ('0 s');"

@@ -74,7 +74,7 @@ def test_checker_finds_a_missing_lock_and_constraint(database_url: str, tmp_path
         program = program_without(tmp_path, "sql/upsert_appointment.sql", lock, "else true")
     query(database_url, "alter table appointments drop constraint appointments_during_excl")
     query(database_url, SLOW_COMMIT)
-    with recorded(database_url, tmp_path, PYTHONPATH=f"{program}{os.pathsep}{ROOT}") as record:
+    with recorded(database_url, tmp_path, PYTHONPATH=str(program)) as record:
         assert record.violations()
 
 
@@ -86,7 +86,7 @@ def test_checker_finds_a_missing_comparison_of_updated_at(database_url: str, tmp
     else:
         comparison = "    where excluded.payload_updated_at > held.payload_updated_at\n"
         program = program_without(tmp_path, "sql/upsert_appointment.sql", comparison, "")
-    with recorded(database_url, tmp_path, 300, PYTHONPATH=f"{program}{os.pathsep}{ROOT}") as record:
+    with recorded(database_url, tmp_path, 300, PYTHONPATH=str(program)) as record:
         assert record.violations()
 
 
@@ -118,5 +118,5 @@ def test_checker_finds_answers_sent_before_the_commit(database_url: str, tmp_pat
                 await asyncio.sleep(0.05)
         except"""
     program = program_without(tmp_path, file, commit_first, answer_first)
-    with recorded(database_url, tmp_path, PYTHONPATH=f"{program}{os.pathsep}{ROOT}") as record:
+    with recorded(database_url, tmp_path, PYTHONPATH=str(program)) as record:
         assert record.violations()

@@ -11,7 +11,7 @@ import pytest
 from service.database import schema
 from tests.databases import assert_invariants, new_database, query
 from tests.http.requests import assert_accepted, assert_problem, listed, post
-from tests.processes import ServiceProcess, clean_environment, running_service
+from tests.processes import ServiceProcess, clean_environment, running_service, writes_by_bucket
 from tests.roles.role import PASSWORD, ROLE, url_of_role
 
 
@@ -30,9 +30,10 @@ def served(urls: tuple[str, str], tmp_path: Path) -> Iterator[ServiceProcess]:
 
 
 def run_command(tmp_path: Path, command: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    environment = clean_environment(PORT="0", **settings)
+    module, by_bucket = ("tests.launcher", {"ALWAYS_BY_BUCKET": "1"}) if writes_by_bucket() else ("service", {})
+    environment = clean_environment(PORT="0", **settings, **by_bucket)
     return subprocess.run(
-        [sys.executable, "-m", "service", command], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [sys.executable, "-m", module, command], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
 
 
@@ -67,7 +68,10 @@ def test_log_contains_neither_password(urls: tuple[str, str], tmp_path: Path) ->
         "update appointments set id = gen_random_uuid()",
         "update appointments set org_id = 'another'",
         "update appointments set external_id = 'another'",
-        "insert into appointment_versions (sequence_number) overriding system value values (1)",
+        pytest.param(
+            "insert into appointment_versions (sequence_number) overriding system value values (1)",
+            marks=pytest.mark.skipif(writes_by_bucket(), reason="there the writer finds the numbers"),
+        ),
         "select setval(pg_get_serial_sequence('appointment_versions', 'sequence_number'), 1)",
         "alter table appointments drop constraint appointments_during_excl",
         "alter table appointment_versions disable trigger all",
