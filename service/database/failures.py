@@ -34,6 +34,12 @@ ACTIONS: Mapping[str, Action] = {
     "57": Action.UNAVAILABLE,  # operator intervention: shutdown, statement timeout
     "58": Action.UNAVAILABLE,  # system error
 }
+# By their texts, what Citus reports as internal errors; the first that fits.
+INTERNAL_ERRORS = {
+    "duplicate key": "23505",
+    "postmaster was shut down": "57P01",  # killed, and the session did not notice before it waited for another server
+    "failure on connection": "08006",
+}
 # Failures without a SQLSTATE. OSError includes timeouts; asyncpg's DataError is an InterfaceError, too.
 BROKEN = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 NO_ANSWER = "The database does not answer."
@@ -43,7 +49,7 @@ UNKNOWN_OUTCOME = f"{NO_ANSWER} A write may have happened; sending it again is s
 def action_for(error: BaseException) -> Action:
     if isinstance(error, asyncpg.PostgresError):
         state = error.sqlstate or "08000"
-        if state == "XX000" and "duplicate key" in str(error):  # Citus reports it so at times
-            state = "23505"
+        if state == "XX000":
+            state = next((found for text, found in INTERNAL_ERRORS.items() if text in str(error)), state)
         return ACTIONS.get(state) or ACTIONS.get(state[:2], Action.DEFECT)
     return Action.DEFECT if isinstance(error, ValueError) else Action.UNAVAILABLE  # ValueError: a wrong argument

@@ -39,9 +39,18 @@ def test_sqlstate_decides_what_happens_to_the_request(sqlstate: str, expected: A
     assert action_for(error) is expected
 
 
-def test_duplicate_key_that_citus_reports_as_an_internal_error_is_a_unique_violation() -> None:
-    error = asyncpg.PostgresError.new({"C": "XX000", "M": "failure on connection: duplicate key value violates"})
-    assert action_for(error) is Action.OTHERWISE
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("failure on connection: duplicate key value violates", Action.OTHERWISE),
+        ("postmaster was shut down, exiting", Action.UNAVAILABLE),
+        ("failure on connection marked as essential: worker-1:5432", Action.UNAVAILABLE),
+        ("could not find a plan", Action.DEFECT),
+    ],
+)
+def test_text_of_an_internal_error_of_citus_decides(text: str, expected: Action) -> None:
+    error = asyncpg.PostgresError.new({"C": "XX000", "M": text})
+    assert action_for(error) is expected
 
 
 @pytest.mark.parametrize(
