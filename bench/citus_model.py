@@ -91,7 +91,7 @@ class Load:
         ends = [start + timedelta(minutes=30) for start in starts]
         ids = [f"a-{number}" for number in numbers]
         created, cancelled, keys = [DAY] * rows, [False] * rows, [uuid4() for _ in numbers]
-        arguments = (organisations, ids, starts, ends, created, created, cancelled, keys)
+        arguments = (organisations, ids, starts, ends, created, created, cancelled, keys, False)
         answers = await self._connection.fetch(PUT_APPOINTMENTS, BUCKET, *arguments)
         assert {answer["verdict"] for answer in answers} == {"ok"}
 

@@ -1,3 +1,4 @@
 drop function put_appointments(
-    integer, text[], text[], timestamptz[], timestamptz[], timestamptz[], timestamptz[], boolean[], uuid[]
+    integer, text[], text[], timestamptz[], timestamptz[], timestamptz[], timestamptz[], boolean[], uuid[],
+    boolean
 );

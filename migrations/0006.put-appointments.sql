@@ -18,7 +18,8 @@ create function put_appointments(
     payload_created_ats timestamptz[],
     payload_updated_ats timestamptz[],
     cancelleds boolean[],
-    new_ids uuid[]
+    new_ids uuid[],
+    in_order boolean
 ) returns table (
     place bigint,
     verdict text,
@@ -71,57 +72,83 @@ begin
     into decided
     from (
         select
-            judged.*,
-            judged.last_number
-            + count(*) filter (where judged.verdict = 'ok') over (partition by judged.org_id order by judged.place)
+            ordered.*,
+            ordered.last_number
+            + count(*) filter (where ordered.verdict = 'ok') over (partition by ordered.org_id order by ordered.place)
                 as sequence_number
         from (
             select
-                p.place,
-                p.org_id,
+                waiting.place,
+                waiting.org_id,
+                -- The rest of an organisation waits with the first one, so that it does not overtake it.
                 case
-                    when p.org_id = any (busy) then 'busy'
-                    when held.payload_updated_at >= p.payload_updated_at then 'stale'
-                    when blocker.external_id is not null then 'conflict'
-                    else 'ok'
+                    when bool_or(waiting.waits) over (partition by waiting.org_id order by waiting.place) then 'later'
+                    else waiting.verdict
                 end as verdict,
-                coalesce(held.id, p.id) as id,
-                coalesce(held.version, 0) + 1 as version,
-                greatest(clock, held.received_at + interval '1 microsecond') as received_at,
-                coalesce(last_change.sequence_number, 0) as last_number,
-                blocker.external_id as blocker_external_id,
-                blocker.during as blocker_during
-            from unnest(
-                org_ids, external_ids, starts, ends, payload_updated_ats, cancelleds, new_ids
-            ) with ordinality as p (
-                org_id, external_id, starts_at, ends_at, payload_updated_at, cancelled, id, place
-            )
-            left join appointments as held
-                on held.bucket = own_bucket
-                and held.org_id = p.org_id
-                and held.external_id = p.external_id
-            left join lateral (
-                select v.sequence_number
-                from appointment_versions as v
-                where v.bucket = own_bucket
-                    and v.org_id = p.org_id
-                order by v.sequence_number desc
-                limit 1
-            ) as last_change on true
-            -- The last active one that starts before our end, as in sql/upsert_appointment.sql.
-            left join lateral (
-                select n.external_id, n.during
-                from appointments as n
-                where not p.cancelled
-                    and n.bucket = own_bucket
-                    and n.org_id = p.org_id
-                    and not n.cancelled
-                    and lower(n.during) < p.ends_at
-                    and n.external_id <> p.external_id
-                order by lower(n.during) desc
-                limit 1
-            ) as blocker on upper(blocker.during) > p.starts_at
-        ) as judged
+                waiting.id,
+                waiting.version,
+                waiting.received_at,
+                waiting.last_number,
+                waiting.blocker_external_id,
+                waiting.blocker_during
+            from (
+                select
+                    judged.*,
+                    -- An update before it may have freed the time. A creation frees none, and without a conflict it
+                    -- does not matter.
+                    in_order
+                    and judged.verdict = 'conflict'
+                    and bool_or(judged.verdict = 'ok' and judged.version > 1)
+                        over (partition by judged.org_id order by judged.place) as waits
+                from (
+                    select
+                        p.place,
+                        p.org_id,
+                        case
+                            when p.org_id = any (busy) then 'busy'
+                            when held.payload_updated_at >= p.payload_updated_at then 'stale'
+                            when blocker.external_id is not null then 'conflict'
+                            else 'ok'
+                        end as verdict,
+                        coalesce(held.id, p.id) as id,
+                        coalesce(held.version, 0) + 1 as version,
+                        greatest(clock, held.received_at + interval '1 microsecond') as received_at,
+                        coalesce(last_change.sequence_number, 0) as last_number,
+                        blocker.external_id as blocker_external_id,
+                        blocker.during as blocker_during
+                    from unnest(
+                        org_ids, external_ids, starts, ends, payload_updated_ats, cancelleds, new_ids
+                    ) with ordinality as p (
+                        org_id, external_id, starts_at, ends_at, payload_updated_at, cancelled, id, place
+                    )
+                    left join appointments as held
+                        on held.bucket = own_bucket
+                        and held.org_id = p.org_id
+                        and held.external_id = p.external_id
+                    left join lateral (
+                        select v.sequence_number
+                        from appointment_versions as v
+                        where v.bucket = own_bucket
+                            and v.org_id = p.org_id
+                        order by v.sequence_number desc
+                        limit 1
+                    ) as last_change on true
+                    -- The last active one that starts before our end, as in sql/upsert_appointment.sql.
+                    left join lateral (
+                        select n.external_id, n.during
+                        from appointments as n
+                        where not p.cancelled
+                            and n.bucket = own_bucket
+                            and n.org_id = p.org_id
+                            and not n.cancelled
+                            and lower(n.during) < p.ends_at
+                            and n.external_id <> p.external_id
+                        order by lower(n.during) desc
+                        limit 1
+                    ) as blocker on upper(blocker.during) > p.starts_at
+                ) as judged
+            ) as waiting
+        ) as ordered
     ) as d;
 
     if decided.accepted > 0 then

@@ -11,9 +11,12 @@
 --   $7 timestamptz[]  updatedAt of the payloads
 --   $8 bool[]         whether they are cancelled
 --   $9 uuid[]         row ids for appointments that do not exist yet
+--   $10 bool          whether the elements of an organisation are to be decided in their order
 -- Result, one row per element, in any order; as of sql/upsert_appointment.sql:
 --   place               int8         position of the element, from 1
 --   verdict             text         ok, stale, conflict or busy
+--                                    later: in order it stands behind an update that may have freed the time it
+--                                    needs, or behind such an element; nothing was decided
 --   version             int4         of the row written, if ok
 --   blocker_external_id text         of the active neighbour, if conflict
 --   blocker_start       text         formatted as in responses
@@ -45,5 +48,6 @@ from put_appointments(
     $6::timestamptz[],
     $7::timestamptz[],
     $8::bool[],
-    $9::uuid[]
+    $9::uuid[],
+    $10::bool
 ) as r;

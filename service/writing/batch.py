@@ -85,8 +85,7 @@ def uuid7() -> str:
 
 
 class Run:
-    """Writes that one call of `sql/upsert_appointment.sql` decides: no two of an organisation have the same id,
-    overlap while active, or belong to one sequence.
+    """Writes that one call of a statement decides: no two of an organisation have the same id or overlap while active.
 
     All are judged by the rows before the call, which equals some sequential order: first the refused writes, then the
     accepted ones. A write that moves or cancels an appointment frees its time for the next run, not for this one.
@@ -98,10 +97,9 @@ class Run:
         self._intervals: dict[str, list[tuple[datetime, datetime]]] = {}  # of an organisation, in order
         self._sequences: set[tuple[str, object]] = set()  # each with the organisation
 
-    def must_precede(self, write: Write) -> bool:
-        """Whether the write touches one of this run, or has to follow it."""
+    def touches(self, write: Write) -> bool:
         a = write.appointment
-        if (a.org_id, a.id) in self._ids or (a.org_id, write.sequence) in self._sequences:
+        if (a.org_id, a.id) in self._ids:
             return True
         intervals = self._intervals.get(a.org_id)
         if intervals is None or a.cancelled:
@@ -118,16 +116,28 @@ class Run:
         if write.sequence is not None:
             self._sequences.add((a.org_id, write.sequence))
 
+    def precedes(self, write: Write) -> bool:
+        """Whether one of its sequence is in this run."""
+        return (write.organisation, write.sequence) in self._sequences
+
+    def in_order(self) -> bool:
+        """Whether it has writes of a sequence."""
+        return bool(self._sequences)
+
     def arguments(self) -> tuple[tuple[object, ...], ...]:
         return tuple(zip(*(write.arguments for write in self.writes), strict=True))
 
 
-def arrange(batch: Iterable[Write]) -> list[Run]:
-    """As few runs as possible, in which each write comes after those that it touches or must follow."""
+def arrange(batch: Iterable[Write], *, ordered_calls: bool = False) -> list[Run]:
+    """As few runs as possible, in which each write comes after those that it touches, and after those of its sequence;
+    in the same run as these if calls keep the order."""
     runs: list[Run] = []
     for write in batch:
         place = len(runs)
-        while place and not runs[place - 1].must_precede(write):
+        while place and not runs[place - 1].touches(write):
+            if runs[place - 1].precedes(write):
+                place -= ordered_calls
+                break
             place -= 1
         if place == len(runs):
             runs.append(Run())
@@ -136,13 +146,16 @@ def arrange(batch: Iterable[Write]) -> list[Run]:
 
 
 def settle(runs: Iterable[Run], rows: Sequence[Mapping[str, Any]]) -> list[Write]:
-    """Gives each write its verdict from the rows of all runs; returns the writes whose lock was held elsewhere."""
+    """Gives each write its verdict from the rows of all runs, except `later`; returns the writes whose lock was held
+    elsewhere."""
     busy = []
     writes_of_row = (run.writes for run in runs for _ in run.writes)
     for writes, row in zip(writes_of_row, rows, strict=True):
         write, verdict = writes[row["place"] - 1], row["verdict"]
         if verdict == "busy":
             busy.append(write)
+        elif verdict == "later":
+            continue
         elif verdict == "conflict":
             blocker = Conflict(row["blocker_external_id"], row["blocker_start"], row["blocker_end"])
             write.settle(Verdict("conflict", blocker))

@@ -37,10 +37,12 @@ class DistributedWrites(OrganisationQueues):
         metrics.QUEUE_WAIT_SECONDS.observe(monotonic() - batch[0].queued_at)
         bucket = bucket_of(batch[0].organisation)
         locked: set[str] = set()  # elsewhere; what follows of these organisations must not overtake
-        for run in arrange(batch):
-            self._expire(run.writes)  # the calls before may have taken long
-            run.writes = [write for write in unsettled(run.writes) if write.organisation not in locked]
-            if run.writes:
+        for run in arrange(batch, ordered_calls=True):
+            while True:  # a call decides at least the first write of each organisation
+                self._expire(run.writes)  # the calls before may have taken long
+                run.writes = [write for write in unsettled(run.writes) if write.organisation not in locked]
+                if not run.writes:
+                    break
                 *arguments, _ = run.arguments()
-                rows = await connection.fetch(PUT_APPOINTMENTS, bucket, *arguments)
+                rows = await connection.fetch(PUT_APPOINTMENTS, bucket, *arguments, run.in_order())
                 locked |= {write.organisation for write in settle([run], rows)}

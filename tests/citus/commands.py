@@ -94,4 +94,5 @@ def writes(first: int, count: int, *, updated: datetime = START, ids: str = "a")
         [updated for _ in numbers],
         [False for _ in numbers],
         [uuid4() for _ in numbers],
+        False,
     )

@@ -96,12 +96,12 @@ def test_checker_finds_answers_sent_before_the_commit(database_url: str, tmp_pat
     if writes_by_bucket():
         file = "service/writing/distributed.py"
         commit_first = """\
-                rows = await connection.fetch(PUT_APPOINTMENTS, bucket, *arguments)
+                rows = await connection.fetch(PUT_APPOINTMENTS, bucket, *arguments, run.in_order())
                 locked |= {write.organisation for write in settle([run], rows)}
 """
         answer_first = """\
                 async with connection.transaction():
-                    rows = await connection.fetch(PUT_APPOINTMENTS, bucket, *arguments)
+                    rows = await connection.fetch(PUT_APPOINTMENTS, bucket, *arguments, run.in_order())
                     locked |= {write.organisation for write in settle([run], rows)}
                     await __import__("asyncio").sleep(0.05)
 """

@@ -99,4 +99,4 @@ async def test_lock_of_a_row_is_waited_for_only_as_long_as_the_function_says(
         async with database.connection() as connection:
             *arguments, bucket = write("o", "a", 0, 1, updated=1)
             with pytest.raises(asyncpg.LockNotAvailableError):
-                await connection.fetch(PUT_APPOINTMENTS, bucket, *([argument] for argument in arguments))
+                await connection.fetch(PUT_APPOINTMENTS, bucket, *([argument] for argument in arguments), False)

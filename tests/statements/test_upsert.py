@@ -38,7 +38,7 @@ async def decide(database: Database, statement: Statement, *writes: tuple[object
 
 def arguments_of(statement: Statement, *writes: tuple[object, ...]) -> list[object]:
     *columns, buckets = (list(column) for column in zip(*writes, strict=True))
-    return [*columns, buckets] if statement is UPSERT_APPOINTMENT else [buckets[0], *columns]
+    return [*columns, buckets] if statement is UPSERT_APPOINTMENT else [buckets[0], *columns, False]
 
 
 @pytest.fixture(params=[UPSERT_APPOINTMENT, PUT_APPOINTMENTS], ids=lambda statement: statement.name)

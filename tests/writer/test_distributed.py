@@ -3,18 +3,26 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from datetime import timedelta
+from random import Random
 from typing import Any
 
 import psycopg
 import pytest
+from msgspec.structs import asdict
 
+from service import metrics
+from service.contract.body import Appointment
 from service.database.buckets import bucket_of
+from service.database.statements import PUT_APPOINTMENTS
 from service.problems import ProblemError
 from service.settings import Settings
 from service.writing.batch import WRITES_MAX, Verdict
 from service.writing.writer import Writer, open_writer
-from tests.databases import LOCK_ORGANISATION, assert_invariants, neighbours, query
+from tests.databases import LOCK_ORGANISATION, assert_invariants, neighbours, new_database, query
+from tests.statements.test_put import random_appointment
 from tests.writer.test_writer import (
+    DAY,
     FAIL_ON_A_7,
     appointment,
     batches,
@@ -48,6 +56,9 @@ RELEASE_ON_A_7 = """
     create trigger release before insert on appointments for each row when (new.external_id = 'a-7')
     execute function release()"""
 IN_ORDER = "select external_id from appointment_versions where org_id = 'o' order by sequence_number"
+HISTORY = """
+    select org_id, external_id, version, during, payload_updated_at, cancelled
+    from appointment_versions order by org_id, sequence_number"""
 CONNECTIONS_MAX = 2
 
 
@@ -100,7 +111,7 @@ async def test_connection_lost_during_a_later_call_does_not_hide_the_verdict_of_
     writer: Writer, database_url: str
 ) -> None:
     query(database_url, LOSE_THE_SESSION_ON_A_7)
-    found = await writer.write_in_order([appointment(number) for number in (6, 7, 8)])
+    found = await writer.write_in_order([appointment(6), later(6, 1), appointment(7), appointment(8)])
     assert found[0] == Verdict("ok")
     for lost in found[1:]:
         assert isinstance(lost, ProblemError)
@@ -161,9 +172,64 @@ async def test_write_that_waits_too_long_behind_calls_of_its_own_batch_is_refuse
     query(database_url, RECORD_CALLS)
     settings = Settings(database_url=database_url, write_wait_ms_max=300)
     async with open_writer(settings) as writer:
-        found: list[Any] = await writer.write_in_order([appointment(number) for number in range(30)])
+        found: list[Any] = await writer.write_in_order([later(0, update) for update in range(30)])
     codes = [each.problem.code if isinstance(each, ProblemError) else each.outcome for each in found]
     ok = codes.count("ok")
     assert 0 < ok < 30
     assert codes == ["ok"] * ok + ["OVERLOADED"] * (30 - ok)
-    assert query(database_url, "select count(*) from appointments") == [(ok,)]
+    assert query(database_url, "select version from appointments") == [(ok,)]
+
+
+def later(number: int, update: int) -> Appointment:
+    """An update that needs a call after that of the one before."""
+    return Appointment(**asdict(appointment(number)) | {"updated_at": DAY + timedelta(minutes=update)})
+
+
+async def in_order(writer: Writer, *appointments: Appointment) -> list[str]:
+    return [getattr(verdict, "outcome", str(verdict)) for verdict in await writer.write_in_order(appointments)]
+
+
+def calls() -> float:
+    """The number of calls so far."""
+    [family] = metrics.statements.collect()
+    own = [sample for sample in family.samples if sample.labels["statement"] == PUT_APPOINTMENTS.name]
+    return float(sum(sample.value for sample in own if sample.name.endswith("_count")))
+
+
+def shift_of(number: int) -> Appointment:
+    """Moves appointment `number` into the hour of the one before it."""
+    fields = asdict(appointment(number - 1)) | {"id": f"a-{number}", "updated_at": DAY + timedelta(hours=1)}
+    return Appointment(**fields)
+
+
+async def test_batch_of_new_appointments_of_one_organisation_is_one_call(writer: Writer) -> None:
+    before = calls()
+    assert set(await in_order(writer, *map(appointment, range(200)))) == {"ok"}
+    assert calls() - before == 1
+
+
+async def test_batch_is_decided_in_its_order_within_a_call_and_over_several(writer: Writer, database_url: str) -> None:
+    """Each of the first appointments moves into the hour that the one before it has left; the hour of the last one is
+    free for a new one only after that."""
+    await in_order(writer, *map(appointment, range(1, 6)))
+    new = Appointment(**asdict(appointment(5)) | {"id": "new"})
+    assert await in_order(writer, new, *map(shift_of, range(1, 6)), new) == ["conflict", *["ok"] * 6]
+    ids = [external_id for [external_id] in query(database_url, IN_ORDER)]
+    assert ids[5:] == [f"a-{number}" for number in range(1, 6)] + ["new"]
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_both_writers_decide_batches_alike(
+    server_url: str, template: str, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    random = Random(seed)
+    with new_database(server_url, template) as one_url, new_database(server_url, template) as other_url:
+        async with open_writer(Settings(database_url=one_url)) as by_bucket:
+            monkeypatch.setattr("service.writing.writer.ALWAYS_BY_BUCKET", False)
+            async with open_writer(Settings(database_url=other_url)) as plain:
+                for _ in range(40):
+                    batch = [random_appointment(random) for _ in range(random.randrange(1, 30))]
+                    found, expected = await by_bucket.write_in_order(batch), await plain.write_in_order(batch)
+                    assert found == expected
+        assert query(one_url, HISTORY) == query(other_url, HISTORY)
+        assert_invariants(one_url)
