@@ -266,7 +266,7 @@ def test_what_a_rollback_has_dropped_is_a_503_for_requests_that_need_it(database
             for query_string in ("", "?limit=1", "?asOf=2020-01-01", "/versions?id=a", "/changes", ".ics"):
                 response = service.client.get(f"/api/appointments{query_string}")
                 assert response.is_success or assert_problem(response, 503, "DATABASE_UNAVAILABLE")
-            assert service.client.get("/api/appointments").status_code == 503
+        assert service.client.get("/api/appointments").status_code == 503
         assert schema.migrate(database_url) == schema.KNOWN
         wait_until(lambda: service.client.get("/api/appointments").status_code == 200)
 
@@ -334,4 +334,5 @@ def test_help_lists_every_command() -> None:
         [sys.executable, "-m", "service", "--help"], env=clean_environment(), capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0
-    assert re.findall(r"^    (\w+)", done.stdout, re.MULTILINE) == ["serve", "migrate", "rollback", "import", "export"]
+    commands = ["serve", "migrate", "rollback", "distribute", "import", "export"]
+    assert re.findall(r"^    (\w+)", done.stdout, re.MULTILINE) == commands
