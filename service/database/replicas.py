@@ -49,6 +49,8 @@ class Standby:
         self._settings, self._open_server, self._positions = settings, open_server, positions
         self._lag_seconds_max = settings.read_lag_ms_max / 1e3
         self._reason = "not connected yet"
+        self._seen: tuple[Row, float] | None = None  # on this connection: its last position, when it was seen
+        self._has_other_history = False
 
     async def follow(self) -> None:
         """Runs until it is cancelled."""
@@ -67,7 +69,7 @@ class Standby:
             if pending := await schema.pending(server.database):
                 self._judge(f"it lacks {', '.join(pending)}")
                 return
-            self.server = server
+            self.server, self._seen, self._has_other_history = server, None, False
             try:
                 await poll(connection, REPLAY_POSITION, self._see)
             finally:
@@ -81,6 +83,10 @@ class Standby:
 
     def _see(self, row: Row, _: float) -> None:
         self.as_of, reason = self._positions.moment_of(row)
+        if self._has_other_history or (self._seen and self._positions.lacks(*self._seen)):
+            self._has_other_history = True  # even when the primary gets as far
+            self.as_of, reason = -inf, "it is ahead of the primary"
+        self._seen = row, monotonic()
         self._judge(USED if self.lag_seconds() < self._lag_seconds_max else reason)
 
     def _judge(self, reason: str) -> None:
