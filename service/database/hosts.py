@@ -115,13 +115,13 @@ class Hosts:
             self._known.set()
 
 
-SHARED: dict[tuple[str, ...], Hosts] = {}  # by all pools and the lane of a process
+SHARED: dict[tuple[str, ...], Hosts] = {}  # by hosts and ports; among all pools and the lane of a process
 
 
 @asynccontextmanager
 async def connecting(options: dict[str, Any]) -> AsyncIterator[Connect]:
-    """What opens connections with these arguments of asyncpg.connect. The first to enter watches the hosts, and must be
-    the last to leave."""
+    """Yields a function that opens connections with these arguments of asyncpg.connect. The first to enter watches the
+    hosts, and must be the last to leave."""
     names = options.get("host", [])
     key = *names, *options.get("port", [])
     if len(names) < 2:

@@ -3,7 +3,7 @@
     positions (primary) ─┬─ Standby: polled ten times a second; pools while it answers
                          └─ Standby …                Replicas.choose: the fresh ones take turns
 
-A standby costs nobody an answer: whatever is wrong with it, the primary is asked (reading/source.py).
+No request fails because of a standby: whatever is wrong with it, the primary is asked (reading/source.py).
 """
 
 from collections.abc import AsyncIterator, Callable
