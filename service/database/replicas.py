@@ -28,6 +28,7 @@ from service.supervisor import supervised
 log = structlog.get_logger()
 
 USED = ""  # no reason against it
+LOG_SECONDS = 1  # between two lines on a standby, whose lag may be about the limit; `_judge` is called again and again
 
 
 class Server(NamedTuple):
@@ -48,7 +49,7 @@ class Standby:
         self.as_of = -inf  # it has every change that was visible at this moment; -inf while it is not connected
         self._settings, self._open_server, self._positions = settings, open_server, positions
         self._lag_seconds_max = settings.read_lag_ms_max / 1e3
-        self._reason = "not connected yet"
+        self._reason, self._logged_at = "not connected yet", -inf
         self._seen: tuple[Row, float] | None = None  # on this connection: its last position, when it was seen
         self._has_other_history = False
 
@@ -90,8 +91,8 @@ class Standby:
         self._judge(USED if self.lag_seconds() < self._lag_seconds_max else reason)
 
     def _judge(self, reason: str) -> None:
-        if reason != self._reason:
-            self._reason = reason
+        if reason != self._reason and monotonic() - self._logged_at > LOG_SECONDS:
+            self._reason, self._logged_at = reason, monotonic()
             if reason == USED:
                 log.info("standby used", standby=self.name)
             else:

@@ -11,6 +11,7 @@ from time import monotonic
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from service.app import open_server
 from service.database import schema
@@ -83,7 +84,7 @@ def test_number_of_samples_does_not_grow_with_the_limit() -> None:
 @pytest.mark.parametrize(
     "course",  # position of the primary, then of the standby, whether that is used
     [
-        [(5, 5, True), (6, 5, True), (6, 7, True), (8, 7, True)],  # ahead of a sample that is older than its own position
+        [(5, 5, True), (6, 5, True), (6, 7, True), (8, 7, True)],  # only of an earlier sample
         [(5, 5, True), (4, 5, False)],
         [(5, 7, True), (6, 7, False), (7, 7, False), (9, 8, False)],
     ],
@@ -95,6 +96,16 @@ def test_standby_that_is_ahead_of_the_primary_has_another_history_for_good(cours
         positions.add(row(primary), monotonic())
         standby._see(row(replayed), monotonic())
         assert (standby.lag_seconds() < 1) is used
+
+
+def test_standby_whose_lag_is_about_the_limit_does_not_flood_the_log() -> None:
+    positions = PrimaryPositions(Settings())
+    standby = Standby(Settings(database_url="postgresql://h/d"), partial(open_server, distributed=False), positions)
+    positions.add(row(5), monotonic())
+    with capture_logs() as lines:
+        for replayed in [5, 4] * 50:
+            standby._see(row(replayed), monotonic())
+    assert 1 <= len(lines) < 5
 
 
 @contextmanager
