@@ -164,12 +164,12 @@ def problem_of(response: httpx.Response) -> Problem:
 
 def export_lines(url: str, token: str, query: Mapping[str, str | None], file: str) -> None:
     """Writes the list to the file. Raises StartError if it is refused, cut before its end, or cannot be written."""
-    accept = {"Accept": LINES}
+    headers = {"Accept": LINES, "Cache-Control": "no-cache"}  # with all that has just been imported
     try:
         with (
             output_to(file) as output,
             client_of(url, token) as client,
-            client.stream("GET", PATH, params=query, headers=accept) as response,
+            client.stream("GET", PATH, params=query, headers=headers) as response,
         ):
             check_accepted(response)
             check_list(response)

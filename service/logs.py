@@ -52,7 +52,9 @@ def configure(level: str) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # names are Unicode, whatever the locale
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     first: list[Processor] = [merge_request, processors.add_log_level, processors.TimeStamper(fmt="iso", utc=True)]
-    last: list[Processor] = [structlog.dev.ConsoleRenderer(repr_native_str=True)]  # escapes control sequences in names
+    # Control sequences in names are escaped; a traceback by rich, if that is installed, would show passwords.
+    console = structlog.dev.ConsoleRenderer(repr_native_str=True, exception_formatter=structlog.dev.plain_traceback)
+    last: list[Processor] = [console]
     if not sys.stdout.isatty():
         last = [processors.format_exc_info, processors.JSONRenderer(serializer=to_json)]
     output = cast("TextIO", Output())

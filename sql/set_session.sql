@@ -1,8 +1,8 @@
 -- Sets parameters for the rest of this session.
 --
--- As startup parameters, PgBouncer would refuse most of them. One of them needs a word: without
--- transaction_timeout, nothing ends a transaction whose client has halted in the middle of a pipeline; the
--- session is neither idle nor running a statement, and it keeps its locks.
+-- As startup parameters, PgBouncer would refuse most of them. Without transaction_timeout, nothing ends a
+-- transaction whose client has halted in the middle of a pipeline: the session is neither idle nor running a
+-- statement, and it keeps its locks.
 --
 -- Parameters:
 --   $1 text           a JSON object, values by name

@@ -23,7 +23,7 @@ CONNECT_MS_MAX = 5_000
 EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # of PostgreSQL's timestamptz
 MICROSECOND = timedelta(microseconds=1)
 
-STARTUP = {"application_name": "appointments", "timezone": "UTC"}  # what PgBouncer takes, too
+STARTUP = {"application_name": "appointments", "timezone": "UTC"}  # which PgBouncer accepts, too
 # Every statement has one generic plan that is right for all parameters (tests/plans); planning each call anew would
 # double the cost of a small read. JIT pays only for long statements.
 SESSION = {"default_transaction_isolation": "read committed", "plan_cache_mode": "force_generic_plan", "jit": "off"}

@@ -16,7 +16,6 @@ from weakref import WeakSet
 import asyncpg
 import structlog
 
-from service.database.failures import BROKEN
 from service.database.statements import ACCEPTS_WRITES
 from service.supervisor import supervised
 
@@ -34,6 +33,7 @@ class Host:
         self.name = f"{name}:{port}"
         self.asked = False
         self.accepts_writes: bool | None = None  # None: it does not answer
+        self.cause = ""  # of not accepting them
         self._opening: set[asyncio.Timeout] = set()
         self._open: WeakSet[asyncpg.Connection] = WeakSet()
 
@@ -45,6 +45,8 @@ class Host:
             finally:
                 self._opening.discard(limit)
         self._open.add(connection)
+        if limit.when() is not None:  # the connections were ended at the moment when this one was opened
+            connection.terminate()
         return connection
 
     def end_connections(self) -> None:
@@ -65,7 +67,8 @@ class Hosts:
         """An error at once if the host in use is read-only: an outage must not flood the standbys with connections."""
         await self._known.wait()
         if not self._in_use or self._in_use.accepts_writes is False:
-            raise asyncpg.TargetServerAttributeNotMatched("No host of DATABASE_URL accepts writes.")
+            causes = ", ".join(f"{host.name}: {host.cause}" for host in self._hosts)
+            raise asyncpg.TargetServerAttributeNotMatched(f"No host of DATABASE_URL accepts writes ({causes}).")
         return await self._in_use.connect(options | {"dsn": dsn})
 
     def watches(self) -> dict[str, Callable[[], Coroutine[None, None, None]]]:
@@ -76,7 +79,7 @@ class Hosts:
         while True:
             try:
                 await self._ask(host)
-            except (*BROKEN, asyncpg.PostgresError) as error:
+            except Exception as error:  # whatever it is, the host cannot be used
                 self._learn(host, None, type(error).__name__)
                 await asyncio.sleep(ASK_SECONDS)
 
@@ -91,7 +94,7 @@ class Hosts:
                 answered = True
                 self._learn(host, accepts_writes, "read-only")
                 await asyncio.sleep(ASK_SECONDS)
-        except (asyncpg.PostgresError, *BROKEN) as error:
+        except Exception as error:
             if not answered or isinstance(error, TimeoutError):
                 raise
         finally:
@@ -100,7 +103,7 @@ class Hosts:
     def _learn(self, host: Host, accepts_writes: bool | None, otherwise: str) -> None:
         if host.accepts_writes and not accepts_writes:
             log.warning("database host accepts no writes", host=host.name, cause=otherwise)
-        host.asked, host.accepts_writes = True, accepts_writes
+        host.asked, host.accepts_writes, host.cause = True, accepts_writes, otherwise
         if accepts_writes and not (self._in_use and self._in_use.accepts_writes):
             if host is not self._in_use:
                 log.info("database host in use", host=host.name)
@@ -112,13 +115,13 @@ class Hosts:
             self._known.set()
 
 
-SHARED: dict[tuple[str, ...], Hosts] = {}  # by all pools and the lane of a process
+SHARED: dict[tuple[str, ...], Hosts] = {}  # by hosts and ports; among all pools and the lane of a process
 
 
 @asynccontextmanager
 async def connecting(options: dict[str, Any]) -> AsyncIterator[Connect]:
-    """What opens connections with these arguments of asyncpg.connect. The first to enter watches the hosts, and must be
-    the last to leave."""
+    """Yields a function that opens connections with these arguments of asyncpg.connect. The first to enter watches the
+    hosts, and must be the last to leave."""
     names = options.get("host", [])
     key = *names, *options.get("port", [])
     if len(names) < 2:

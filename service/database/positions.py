@@ -68,6 +68,12 @@ class PrimaryPositions:
         place = bisect_right(self._samples, (row["position"], inf))
         return self._samples[place - 1][1] if place else -inf, "it is too far behind"
 
+    def lacks(self, row: Row, seen_at: float) -> bool:
+        """Whether the primary had not got as far as this position some time after it had been seen on a standby: it has
+        been restored from a copy, which a timeline does not show, and the standby has another history."""
+        position, asked_at = self._samples[-1] if self._samples else (inf, -inf)
+        return log_of(row) == self._log and seen_at < asked_at and position < row["position"]
+
 
 def log_of(row: Row) -> tuple[object, ...]:
     """Positions can be compared within one log. The timeline belongs to it: after a fail-over, a standby that still

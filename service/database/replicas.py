@@ -3,7 +3,7 @@
     positions (primary) ─┬─ Standby: polled ten times a second; pools while it answers
                          └─ Standby …                Replicas.choose: the fresh ones take turns
 
-A standby costs nobody an answer: whatever is wrong with it, the primary is asked (reading/source.py).
+No request fails because of a standby: whatever is wrong with it, the primary is asked (reading/source.py).
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -28,6 +28,7 @@ from service.supervisor import supervised
 log = structlog.get_logger()
 
 USED = ""  # no reason against it
+LOG_SECONDS = 1  # between two lines on a standby, whose lag may be about the limit; `_judge` is called again and again
 
 
 class Server(NamedTuple):
@@ -48,7 +49,9 @@ class Standby:
         self.as_of = -inf  # it has every change that was visible at this moment; -inf while it is not connected
         self._settings, self._open_server, self._positions = settings, open_server, positions
         self._lag_seconds_max = settings.read_lag_ms_max / 1e3
-        self._reason = "not connected yet"
+        self._reason, self._logged_at = "not connected yet", -inf
+        self._seen: tuple[Row, float] | None = None  # on this connection: its last position, when it was seen
+        self._has_other_history = False
 
     async def follow(self) -> None:
         """Runs until it is cancelled."""
@@ -67,7 +70,7 @@ class Standby:
             if pending := await schema.pending(server.database):
                 self._judge(f"it lacks {', '.join(pending)}")
                 return
-            self.server = server
+            self.server, self._seen, self._has_other_history = server, None, False
             try:
                 await poll(connection, REPLAY_POSITION, self._see)
             finally:
@@ -81,11 +84,15 @@ class Standby:
 
     def _see(self, row: Row, _: float) -> None:
         self.as_of, reason = self._positions.moment_of(row)
+        if self._has_other_history or (self._seen and self._positions.lacks(*self._seen)):
+            self._has_other_history = True  # even when the primary gets as far
+            self.as_of, reason = -inf, "it is ahead of the primary"
+        self._seen = row, monotonic()
         self._judge(USED if self.lag_seconds() < self._lag_seconds_max else reason)
 
     def _judge(self, reason: str) -> None:
-        if reason != self._reason:
-            self._reason = reason
+        if reason != self._reason and monotonic() - self._logged_at > LOG_SECONDS:
+            self._reason, self._logged_at = reason, monotonic()
             if reason == USED:
                 log.info("standby used", standby=self.name)
             else:

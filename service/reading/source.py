@@ -17,7 +17,7 @@ from service.reading.formats import Rows
 
 log = structlog.get_logger()
 
-SETTLED_SECONDS = 60  # no write takes so long, and clocks differ by less
+CLOCKS_SECONDS = 60  # by which the clocks of the service and the database differ at most
 
 Answer = TypeVar("Answer")
 
@@ -69,8 +69,10 @@ def may_lag(scope: Scope, cursor: object, as_of: datetime | None = None) -> bool
     """Whether a standby may answer. The state as of an instant long ago is the same everywhere. A later page of any
     other list must not be older than the page before, or rows could be missing from both."""
     if as_of:
-        lag = timedelta(milliseconds=scope["state"]["settings"].read_lag_ms_max, seconds=SETTLED_SECONDS)
-        return as_of < datetime.now(UTC) - lag
+        settings = scope["state"]["settings"]
+        longest_write = timedelta(milliseconds=settings.statement_ms_max)
+        lag = timedelta(milliseconds=settings.read_lag_ms_max, seconds=CLOCKS_SECONDS)
+        return as_of < datetime.now(UTC) - longest_write - lag
     return cursor is None
 
 

@@ -96,3 +96,8 @@ def interrupt_database(
     assert_refusals_are_quick(record, service, time.monotonic())
     end()
     assert_recovers(record)
+
+
+def hosts_in_use(service: ServiceProcess) -> list[str]:
+    """In the order of time: the checks before the start may have found another one than the service."""
+    return [event["host"] for event in service.events() if event["event"] == "database host in use"]

@@ -8,12 +8,24 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
+import asyncpg
 import pytest
 
 from service.database import schema
+from service.database.hosts import Host
+from service.database.pool import check_database
+from service.problems import StartError
+from service.settings import Settings
 from tests.databases import query
-from tests.faults.outage import RECOVERY_SECONDS_MAX, assert_recovers, assert_refusals_are_quick, under_load
+from tests.faults.outage import (
+    RECOVERY_SECONDS_MAX,
+    assert_recovers,
+    assert_refusals_are_quick,
+    hosts_in_use,
+    under_load,
+)
 from tests.faults.proxy import Proxy, running_proxy
 from tests.faults.server import END_SESSIONS, Server, cleaned_up, create_standby
 from tests.histories.clients import Record
@@ -167,6 +179,23 @@ def mute_port() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
+async def test_connection_that_is_opened_just_as_its_host_is_given_up_is_ended(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or reads would go on over it, on an old primary that has become read-only."""
+    host = Host(*map(str, place(server)))
+    connect = asyncpg.connect
+
+    async def connect_late(**options: Any) -> asyncpg.Connection:
+        connection = await connect(**options)
+        host.end_connections()
+        return connection
+
+    monkeypatch.setattr(asyncpg, "connect", connect_late)
+    connection = await host.connect({"user": "postgres", "database": "postgres"})
+    assert connection.is_closed()
+
+
 def test_service_stays_with_one_of_several_hosts_that_accept_writes(
     server: Server, proxy: Proxy, tmp_path: Path
 ) -> None:
@@ -176,11 +205,11 @@ def test_service_stays_with_one_of_several_hosts_that_accept_writes(
         running_service(tmp_path / "service", DATABASE_URL=url) as service,
         under_load(service, database_url=server.url) as record,
     ):
-        in_use = service.wait_for_event("database host in use")["host"]
+        in_use = hosts_in_use(service)
         for _ in range(5):
             query(server.url, END_SESSIONS)
             assert_recovers(record)
-        assert {e["host"] for e in service.events() if e["event"] == "database host in use"} == {in_use}
+        assert hosts_in_use(service) == in_use
 
 
 def test_start_without_a_host_that_accepts_writes_is_explained(standby: Server, tmp_path: Path) -> None:
@@ -197,3 +226,11 @@ def test_start_without_a_host_that_accepts_writes_is_explained(standby: Server, 
     assert done.stderr.startswith("error: The database refuses: ")
     assert "session is read-only" in done.stderr
     assert "s3cret" not in done.stderr + done.stdout
+
+
+async def test_failed_start_names_the_cause_for_each_host(standby: Server) -> None:
+    hosts = [place(standby), ("127.0.0.1", free_port())]
+    causes = [f"{standby.sockets}:5432: read-only", f"127.0.0.1:{hosts[1][1]}: ConnectionRefusedError"]
+    with pytest.raises(StartError) as refused:
+        await check_database(Settings(database_url=several(*hosts)))
+    assert f"No host of DATABASE_URL accepts writes ({', '.join(causes)})." in str(refused.value)

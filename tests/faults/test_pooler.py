@@ -16,7 +16,7 @@ from service.database.pool import open_database
 from service.database.statements import LIST_LAST_CHANGES
 from service.settings import Settings
 from tests.databases import query
-from tests.faults.outage import assert_recovers, interrupt_database, under_load
+from tests.faults.outage import assert_recovers, hosts_in_use, interrupt_database, under_load
 from tests.faults.server import END_SESSIONS, Server
 from tests.processes import ServiceProcess, free_port, running_service, wait_until
 
@@ -112,8 +112,7 @@ def test_service_uses_the_other_one_of_two_poolers_if_one_halts(server: Server, 
             running_service(tmp_path / "service", DATABASE_URL=url) as service,
             under_load(service, database_url=server.url) as record,
         ):
-            in_use = service.wait_for_event("database host in use")["host"]
-            (pooler if in_use == f"127.0.0.1:{pooler.port}" else other).halt()
+            (pooler if hosts_in_use(service)[-1] == f"127.0.0.1:{pooler.port}" else other).halt()
             assert_recovers(record)
 
 

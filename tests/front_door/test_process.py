@@ -329,6 +329,37 @@ def test_failed_start_is_explained_in_one_line(
         assert len(done.stderr.splitlines()) == 1
 
 
+FAILING = """
+import logging
+from service import logs
+logs.configure("info")
+def fail(password):
+    raise ValueError("the cause")
+try:
+    fail("s3" + "cret")
+except ValueError:
+    logging.exception("failed")
+"""
+
+
+def test_traceback_on_a_terminal_shows_no_values() -> None:
+    """A connection's arguments have the password; rich, which shows such values, is among the tools for development."""
+    terminal, other_end = os.openpty()
+    try:
+        command = [sys.executable, "-c", FAILING]
+        subprocess.run(command, env=clean_environment(), stdout=other_end, check=True, timeout=60)
+        os.close(other_end)
+        shown = b""
+        with suppress(OSError):  # at its end
+            while portion := os.read(terminal, 65_536):
+                shown += portion
+    finally:
+        os.close(terminal)
+    assert b"Traceback" in shown
+    assert b"the cause" in shown
+    assert b"s3cret" not in shown
+
+
 def test_help_lists_every_command() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "service", "--help"], env=clean_environment(), capture_output=True, text=True, timeout=60

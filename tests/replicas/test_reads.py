@@ -1,11 +1,16 @@
 """Which reads a standby answers. Both standbys are paused, and the service tolerates any lag: an answer with what was
 written since then comes from the primary."""
 
-from datetime import date, timedelta
+import json
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 
 import httpx
 import pytest
 
+from service.import_export import export_lines
+from service.reading.source import may_lag
+from service.settings import Settings
 from tests.http.requests import assert_accepted, assert_problem, metrics, payload, post
 from tests.processes import ServiceProcess
 from tests.replicas.conftest import Cluster
@@ -106,6 +111,13 @@ def test_cache_control_decides_by_the_age_that_it_allows(
     assert [row["externalId"] for row in listed] == (["a-1", "a-2"] if present else ["a-1"])
 
 
+def test_export_has_what_was_just_written(paused: ServiceProcess, organisation: str, tmp_path: Path) -> None:
+    assert_accepted(post(paused.client, organisation, **SECOND))
+    export_lines(paused.url, "", {"org": organisation}, str(tmp_path / "exported"))
+    lines = (tmp_path / "exported").read_text().splitlines()
+    assert [json.loads(line)["externalId"] for line in lines] == ["a-1", "a-2"]
+
+
 @pytest.mark.parametrize(("url", "parameters"), TAGGED)
 def test_client_whose_copy_is_later_than_the_standby_never_goes_back(
     paused: ServiceProcess, organisation: str, url: str, parameters: dict[str, str]
@@ -198,3 +210,9 @@ def test_list_as_of_a_recent_instant_is_final(paused: ServiceProcess, organisati
     count = metrics(paused.client)[STANDBY]
     assert get(paused.client, LIST, {"org": organisation, "asOf": "2020-01-01"}).json() == []
     assert metrics(paused.client)[STANDBY] == count + 1
+
+
+@pytest.mark.parametrize(("statement_ms_max", "expected"), [(10_000, True), (600_000, False)])
+def test_instant_is_long_ago_once_all_its_writes_must_have_ended(statement_ms_max: int, expected: bool) -> None:
+    scope = {"state": {"settings": Settings(statement_ms_max=statement_ms_max)}}
+    assert may_lag(scope, None, datetime.now(UTC) - timedelta(minutes=5)) is expected

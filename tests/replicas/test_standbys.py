@@ -1,15 +1,22 @@
 """When a standby is used: its position is dated by those of the primary, and every fault leads to the primary."""
 
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from math import inf
 from pathlib import Path
+from time import monotonic
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
+from service.app import open_server
 from service.database import schema
 from service.database.positions import PrimaryPositions
+from service.database.replicas import Standby
 from service.settings import Settings
 from tests.databases import query
 from tests.faults.server import Server, cleaned_up, create_standby, running_server
@@ -72,6 +79,33 @@ def test_number_of_samples_does_not_grow_with_the_limit() -> None:
         moment, _ = positions.moment_of(row(tenth))
         assert tenth / 10 - 1.5 < moment <= tenth / 10
     assert positions.moment_of(row(80_000))[0] == -inf
+
+
+@pytest.mark.parametrize(
+    "course",  # position of the primary, then of the standby, whether that is used
+    [
+        [(5, 5, True), (6, 5, True), (6, 7, True), (8, 7, True)],  # only of an earlier sample
+        [(5, 5, True), (4, 5, False)],
+        [(5, 7, True), (6, 7, False), (7, 7, False), (9, 8, False)],
+    ],
+)
+def test_standby_that_is_ahead_of_the_primary_has_another_history_for_good(course: list[tuple[int, int, bool]]) -> None:
+    positions = PrimaryPositions(Settings())
+    standby = Standby(Settings(database_url="postgresql://h/d"), partial(open_server, distributed=False), positions)
+    for primary, replayed, used in course:
+        positions.add(row(primary), monotonic())
+        standby._see(row(replayed), monotonic())
+        assert (standby.lag_seconds() < 1) is used
+
+
+def test_standby_whose_lag_is_about_the_limit_does_not_flood_the_log() -> None:
+    positions = PrimaryPositions(Settings())
+    standby = Standby(Settings(database_url="postgresql://h/d"), partial(open_server, distributed=False), positions)
+    positions.add(row(5), monotonic())
+    with capture_logs() as lines:
+        for replayed in [5, 4] * 50:
+            standby._see(row(replayed), monotonic())
+    assert 1 <= len(lines) < 5
 
 
 @contextmanager
@@ -230,6 +264,29 @@ def test_standby_that_follows_a_new_primary_is_used_once_its_control_file_says_s
                 query(standby.url, "checkpoint")
                 wait_until(lambda: is_used(service))
                 assert len(listed(service.client, "o")) == 2
+
+
+def test_standby_of_a_primary_that_was_restored_from_a_copy_is_not_used(tmp_path: Path) -> None:
+    """Such a primary goes on in the same timeline."""
+    with running_server(tmp_path / "primary") as primary:
+        schema.migrate(primary.url)
+        primary.stop()
+        copy = tmp_path / "copy"
+        subprocess.run(["cp", "-a", str(primary.data), str(copy)], check=True)
+        primary.start()
+        with cleaned_up(create_standby(primary, tmp_path / "standby")) as standby:
+            standby.start()
+            with reading(tmp_path, primary.url, standby.url) as service:
+                assert_accepted(post(service.client, "o"))
+                wait_until(lambda: is_used(service))
+                primary.stop()
+                shutil.rmtree(primary.data)
+                copy.rename(primary.data)
+                primary.start()
+                service.wait_for_event("standby not used", reason="it is ahead of the primary")
+                wait_until(lambda: status(service.client) == 200)
+                assert listed(service.client, "o") == []
+                assert not is_used(service)
 
 
 def test_no_standby_is_used_while_the_primary_is_down(tmp_path: Path) -> None:
