@@ -365,5 +365,5 @@ def test_help_lists_every_command() -> None:
         [sys.executable, "-m", "service", "--help"], env=clean_environment(), capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0
-    commands = ["serve", "migrate", "rollback", "distribute", "import", "export"]
+    commands = ["serve", "migrate", "distribute", "rollback", "import", "export"]
     assert re.findall(r"^    (\w+)", done.stdout, re.MULTILINE) == commands
