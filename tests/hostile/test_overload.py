@@ -26,7 +26,7 @@ LIMITS = {
     "STATEMENT_MS_MAX": "60000",
     "BODY_MS_MAX": "1000",
     "POOL_CONNECTIONS_MAX": "1",
-    "POOL_WAITING_MAX": "2",
+    "POOL_WAITING_MAX": str(WRITES_MAX),  # by bucket, each write may wait for a connection
     "POOL_WAIT_MS_MAX": "60000",
 }
 BODY = msgspec.json.encode(payload("excess"))
@@ -192,12 +192,14 @@ def test_writes_that_arrive_at_once_do_not_exceed_the_limit(small: ServiceProces
 
 
 def test_reads_beyond_the_limit_of_waiting_reads_are_refused_at_once(small: ServiceProcess) -> None:
-    with psycopg.connect(small.database_url) as session, ThreadPoolExecutor(3) as executor:
+    with psycopg.connect(small.database_url) as session, ThreadPoolExecutor(WRITES_MAX + 1) as executor:
         session.execute("lock table appointments in access exclusive mode")
-        readers = [executor.submit(httpx.get, f"{small.url}/api/appointments", timeout=60) for _ in range(3)]
-        wait_until(lambda: "database_pool_waiting_requests 2.0" in small.client.get("/metrics").text)
+        readers = [
+            executor.submit(httpx.get, f"{small.url}/api/appointments", timeout=60) for _ in range(WRITES_MAX + 1)
+        ]
+        wait_until(lambda: f"database_pool_waiting_requests {WRITES_MAX}.0" in small.client.get("/metrics").text)
         response = small.client.get("/api/appointments")
         assert_problem(response, 503, "OVERLOADED")
         assert response.headers["retry-after"] == "1"
         session.rollback()
-        assert [reader.result(60).status_code for reader in readers] == [200] * 3
+        assert [reader.result(60).status_code for reader in readers] == [200] * (WRITES_MAX + 1)

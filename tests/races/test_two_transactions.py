@@ -63,7 +63,7 @@ class Rival:
             if not lock:
                 await self.connection.execute(function_without_lock(await self.connection.fetchval(PUT_FUNCTION)))
                 text = text.replace("put_appointments(", "pg_temp.put_appointments(")
-            result = await self.connection.fetchrow(text, bucket, *arrays)
+            result = await self.connection.fetchrow(text, bucket, *arrays, False)
         else:
             text = UPSERT_APPOINTMENT.text if lock else without_lock(UPSERT_APPOINTMENT.text)
             result = await self.connection.fetchrow(text, *arrays, [bucket])

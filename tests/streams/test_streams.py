@@ -18,7 +18,7 @@ from service.reading.stream_places import GRACE_SECONDS, StreamPlaces
 from tests.cluster import not_on_citus
 from tests.databases import new_database, query
 from tests.http.requests import assert_problem, payload
-from tests.processes import ServiceProcess, running_service, wait_until
+from tests.processes import ServiceProcess, running_service, wait_until, writes_by_bucket
 
 pytestmark = not_on_citus
 
@@ -211,6 +211,7 @@ def test_slow_readers_are_cut_while_others_wait(process: ServiceProcess) -> None
     assert [event for event in process.events() if event["level"] == "error"] == []
 
 
+@pytest.mark.skipif(writes_by_bucket(), reason="the number is that of the plain writer")
 @pytest.mark.parametrize("hosts", [1, 2])
 def test_a_process_opens_as_many_connections_as_documented(database_url: str, tmp_path: Path, hosts: int) -> None:
     """All of its kinds of work at once. Its connections stay open, so those that it opened one after another count."""

@@ -417,7 +417,7 @@ async def test_two_writers_share_hot_organisations_without_starvation(database_u
 async def test_writes_get_an_error_if_arranging_their_batch_fails(
     writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise RuntimeError("a defect")
 
     for module in ("lane", "contended", "distributed"):
