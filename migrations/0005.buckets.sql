@@ -18,6 +18,10 @@
 --   with both                                                              1.08
 --   with both, and the bucket in front of every key and index              1.15
 
+-- Before anything else, and in the order in which writes and lists lock them: otherwise such a session and the migration
+-- could each hold the table for which the other waits.
+lock table appointments, appointment_versions in access exclusive mode;
+
 create function organisation_bucket(org_id text) returns integer
 language sql immutable parallel safe
 return (array[1, 24, 10, 5, 4, 16, 0, 3, 52, 28, 6, 13, 2, 41, 9, 11])[
