@@ -92,7 +92,8 @@ from (
             p.oid::regprocedure
         )
     from pg_proc as p
-    where p.pronamespace = current_schema()::regnamespace
+    join pg_namespace as n on n.oid = p.pronamespace
+    where n.nspname = current_schema()
         and p.proname in (
             'appointment_members', 'change_cursor', 'instant_text', 'organisation_bucket', 'put_appointments',
             'version_json'
