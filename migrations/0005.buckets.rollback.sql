@@ -1,3 +1,4 @@
+lock table appointments, appointment_versions in access exclusive mode;
 drop function version_json(
     uuid, text, text, tstzrange, timestamptz, timestamptz, integer, boolean, timestamptz
 );

@@ -18,6 +18,10 @@
 --   with both                                                              1.08
 --   with both, and the bucket in front of every key and index              1.15
 
+-- Before anything else, and in the order in which writes and lists lock them: otherwise such a session and the migration
+-- could each hold the table for which the other waits.
+lock table appointments, appointment_versions in access exclusive mode;
+
 create function organisation_bucket(org_id text) returns integer
 language sql immutable parallel safe
 return (array[1, 24, 10, 5, 4, 16, 0, 3, 52, 28, 6, 13, 2, 41, 9, 11])[
@@ -55,7 +59,8 @@ alter table appointments
     drop constraint appointments_pkey,
     drop constraint appointments_external_id_key;
 
--- One pass over the rows that exist. Citus cannot distribute by a generated column, so it becomes an ordinary one.
+-- One pass over the rows that exist: 12 s for 300,000 appointments with a version each, on 2 busy cores. Citus cannot
+-- distribute by a generated column, so it becomes an ordinary one.
 alter table appointments
     add column bucket integer not null generated always as (organisation_bucket(org_id)) stored;
 alter table appointments alter column bucket drop expression;

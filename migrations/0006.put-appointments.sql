@@ -121,10 +121,16 @@ begin
                     ) with ordinality as p (
                         org_id, external_id, starts_at, ends_at, payload_updated_at, cancelled, id, place
                     )
-                    left join appointments as held
-                        on held.bucket = own_bucket
-                        and held.org_id = p.org_id
-                        and held.external_id = p.external_id
+                    -- A limit, so that each is looked up by the index: a join would read all rows of the bucket for
+                    -- each element while PostgreSQL has no statistics, and takes few rows to be in a bucket.
+                    left join lateral (
+                        select a.id, a.payload_updated_at, a.received_at, a.version
+                        from appointments as a
+                        where a.bucket = own_bucket
+                            and a.org_id = p.org_id
+                            and a.external_id = p.external_id
+                        limit 1
+                    ) as held on true
                     left join lateral (
                         select v.sequence_number
                         from appointment_versions as v

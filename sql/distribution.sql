@@ -11,12 +11,15 @@
 -- The exclusion constraint has to contain the bucket, so a check has to guarantee that it is the right one: in another
 -- bucket, an appointment could overlap unnoticed.
 --
+-- The identity, which numbers no change any more (migrations/0005.buckets.sql), is moved far beyond the numbers that
+-- follow. In a dump that is restored without Citus, it then continues above the last change of each organisation.
+--
 -- Parameters: none.
 -- Result, one row per statement, in the order in which to run them:
 --   step                text, for the progress bar
 --   statement           text
--- Lock: none. The statements lock both tables at once, so that sessions which use both do not deadlock with a run
---   that has only one.
+-- Lock: none. The statements lock both tables before they change anything, in the order in which writes and lists
+--   do: the other way round, such a session and the run would each hold the table for which the other waits.
 -- Errors: none of its own.
 -- Indexes: pg_trigger_tgrelid_tgname_index, pg_proc_proname_args_nsp_index.
 select
@@ -34,7 +37,7 @@ from (
         format(t.statement, to_regclass(t.name))
     from (
         values
-            (0, 'locks', 'appointments', 'lock table appointment_versions, %s in access exclusive mode'),
+            (0, 'locks', 'appointments', 'lock table %s, appointment_versions in access exclusive mode'),
             (
                 1,
                 'keys',
@@ -52,12 +55,19 @@ from (
             ),
             (
                 4,
+                'numbers',
+                'appointment_versions',
+                'select setval(s.name, nextval(s.name) + 1000000000000)'
+                ' from pg_get_serial_sequence(''%s'', ''sequence_number'') as s (name)'
+            ),
+            (
+                5,
                 'appointments',
                 'appointments',
                 'select create_distributed_table(''%s'', ''bucket'', colocate_with => ''none'', shard_count => 16)'
             ),
             (
-                5,
+                6,
                 'appointment_versions',
                 'appointment_versions',
                 'select create_distributed_table(''%s'', ''bucket'', colocate_with => ''appointments'')'
@@ -71,7 +81,7 @@ from (
     )
     union all
     select
-        7,
+        8,
         'functions',
         format(
             case p.proname
@@ -82,14 +92,15 @@ from (
             p.oid::regprocedure
         )
     from pg_proc as p
-    where p.pronamespace = current_schema()::regnamespace
+    join pg_namespace as n on n.oid = p.pronamespace
+    where n.nspname = current_schema()
         and p.proname in (
             'appointment_members', 'change_cursor', 'instant_text', 'organisation_bucket', 'put_appointments',
             'version_json'
         )
     union all
     select
-        8,
+        9,
         'local copies',
         -- With their versions, which refer to them. Without local rows it does nothing.
         'select truncate_local_data_after_distributing_table(''appointments'')'

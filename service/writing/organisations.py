@@ -29,6 +29,7 @@ log = structlog.get_logger()
 LOCK_MS_MAX = 500  # of one attempt; a failed one frees the connection and rejoins the lock's queue at its end
 CONNECTIONS_ALONE = 3  # for organisations on their own
 RETRY_SECONDS = 0.02  # before an organisation on its own is tried again
+LOGGED_ROUND = 10  # of a write on its own; other sessions do not undo it so often
 ORGANISATION = attrgetter("organisation")
 
 
@@ -129,8 +130,7 @@ class OrganisationQueues(ABC):
             if self._outages[self.group_of(organisation)].pauses():
                 refuse(self._queues[organisation], unavailable())
             self._expire(self._queues[organisation])
-            queue = unsettled(self._queues[organisation])
-            if queue:
+            if queue := unsettled(self._queues[organisation]):
                 waiting[organisation] = queue
             else:
                 del self._queues[organisation]
@@ -157,8 +157,7 @@ class OrganisationQueues(ABC):
                         raise
                     failure = error
         except ProblemError as error:
-            lost = error.problem.code == "DATABASE_UNAVAILABLE"
-            if lost:
+            if lost := error.problem.code == "DATABASE_UNAVAILABLE":
                 outage.failed()
             refuse(batch, problem if lost else error)
             return []
@@ -166,8 +165,8 @@ class OrganisationQueues(ABC):
             failure = error
         outage.ended()
         batch = unsettled(batch)
-        organisations = {write.organisation for write in batch}
-        if failure is None or len(organisations) > 1 or isinstance(failure, asyncpg.LockNotAvailableError):
+        several = len({write.organisation for write in batch}) > 1
+        if failure is None or several or isinstance(failure, asyncpg.LockNotAvailableError):
             return batch
         return await self._try_each(batch) if len(batch) > 1 else judged(batch, failure)
 
@@ -191,6 +190,8 @@ def judged(single: list[Write], failure: Exception) -> list[Write]:
         elif isinstance(failure, asyncpg.ExclusionViolationError) and write.busy_rounds > 1:
             write.settle(CONFLICT)
         else:
+            if write.busy_rounds == LOGGED_ROUND:
+                log.warning("write fails again and again", cause=type(failure).__name__)
             again.append(write)
     return again
 

@@ -276,6 +276,31 @@ def test_running_service_is_unavailable_until_it_is_restarted_and_loses_nothing(
     assert_serves(tmp_path / "after", cluster.url)
 
 
+def test_session_that_uses_both_tables_does_not_deadlock_with_a_run(cluster: Cluster, tmp_path: Path) -> None:
+    """Lists and writes lock the appointments first, and then the versions."""
+    schema.migrate(cluster.url)
+    with psycopg.connect(cluster.url) as session:
+        session.execute("select from appointments")
+        process = start(cluster.url, tmp_path)
+        wait_until_blocked(cluster.url)
+        session.execute("select from appointment_versions")
+    assert ended(process) == (0, DISTRIBUTED_NOW, "")
+
+
+def test_numbers_of_changes_continue_where_a_dump_is_restored_without_citus(cluster: Cluster, tmp_path: Path) -> None:
+    """There the identity gives the numbers again, from its value in the dump on. A number lower than the last one would
+    be skipped by every cursor."""
+    schema.migrate(cluster.url)
+    fill(cluster.url, tmp_path / "filling", 3)
+    assert ended(start(cluster.url, tmp_path)) == (0, DISTRIBUTED_NOW, "")
+    with running_service(tmp_path / "distributed", DATABASE_URL=cluster.url) as service:
+        assert_accepted(post(service.client, "org-2", id="a-2", updatedAt="2020-09-29"))
+    numbers = query(cluster.url, "select sequence_number from appointment_versions order by 1")
+    assert numbers == [(1,), (2,), (3,), (4,)]
+    identity = "pg_get_serial_sequence('appointment_versions', 'sequence_number')"
+    assert query(cluster.url, f"select nextval({identity})") > [(10**12,)]
+
+
 def test_function_is_delegated_again_after_it_was_rolled_back(cluster: Cluster, tmp_path: Path) -> None:
     schema.migrate(cluster.url, distribute=True)
     assert ended(start(cluster.url, tmp_path, "rollback")) == (0, "rollback: 0006.put-appointments\n", "")

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -66,9 +67,12 @@ def test_older_version_of_citus_is_refused(url: str, tmp_path: Path) -> None:
     assert done.stderr == "error: Citus 11.3-1 is too old; 12 or later is needed.\n"
 
 
-def test_all_functions_of_the_schema_are_distributed(url: str) -> None:
+@pytest.mark.parametrize("name", ["public", "My schema"])
+def test_all_functions_of_the_schema_are_distributed(url: str, name: str) -> None:
+    query(url, f'create schema if not exists "{name}"')
+    query(url, f'alter database {urlsplit(url).path[1:]} set search_path = "{name}"')
     schema.migrate(url)
-    own = """select p.oid::regprocedure::text from pg_proc as p where p.pronamespace = 'public'::regnamespace
+    own = f"""select p.oid::regprocedure::text from pg_proc as p where p.pronamespace = '"{name}"'::regnamespace
         and not exists (select from pg_depend as d where d.objid = p.oid and d.deptype = 'e')"""
     statements = [statement for step, statement in query(url, DISTRIBUTION.text) if step == "functions"]
     functions = {re.sub(r".*?'(.*?)'.*", r"\1", str(statement)) for statement in statements}

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,7 +17,7 @@ from service import ROOT
 from service.database import schema
 from service.database.buckets import bucket_of
 from service.problems import StartError
-from tests.databases import new_database, query
+from tests.databases import new_database, query, wait_until_blocked
 from tests.processes import clean_environment
 
 CATALOGUE = """
@@ -107,6 +108,25 @@ def test_rows_are_carried_into_their_buckets_and_back(empty_url: str) -> None:
     roll_back()
     assert query(empty_url, WITHOUT_BUCKETS) == after
     assert query(empty_url, NEXT_VERSION.format(bucket="", version=3)) == [(7,)]
+
+
+@pytest.mark.parametrize("change", [schema.migrate, schema.rollback])
+def test_session_that_uses_both_tables_does_not_deadlock_with_the_migration_of_the_buckets(
+    empty_url: str, change: Callable[[str], object]
+) -> None:
+    """Lists and writes lock the appointments first, and then the versions."""
+    schema.migrate(empty_url)
+    while schema.rollback(empty_url) != ["0006.put-appointments"]:
+        pass
+    if change is schema.migrate:
+        schema.rollback(empty_url)
+    with psycopg.connect(empty_url) as session, ThreadPoolExecutor(1) as threads:
+        session.execute("select from appointments")
+        changed = threads.submit(change, empty_url)
+        wait_until_blocked(empty_url)
+        session.execute("select from appointment_versions")
+        session.commit()
+        changed.result(timeout=60)
 
 
 def test_migrating_again_changes_nothing(empty_url: str) -> None:

@@ -235,6 +235,33 @@ def test_calendar_is_read_in_index_order_without_a_sort(session: psycopg.Connect
     assert "Sort" not in {node["Node Type"] for node in found}
 
 
+EXPLAIN_NESTED = """
+load 'auto_explain';
+set auto_explain.log_nested_statements = on;
+set auto_explain.log_min_duration = 0;
+set auto_explain.log_format = json;
+set client_min_messages = log"""
+
+
+def test_function_looks_rows_up_by_index_even_in_tables_without_statistics(database_url: str) -> None:
+    """As after `make distribute` of an empty database, when many appointments come before the first `analyze`."""
+    logged: list[str] = []
+    values = ("large", "new", INSIDE, BETWEEN, "2020-01-01Z", "2020-01-01Z", "false", uuid7())
+    arrays = ", ".join(f"'{{\"{value}\"}}'" for value in values)
+    with psycopg.connect(database_url) as session:
+        session.execute(EXPLAIN_NESTED)
+        session.add_notice_handler(lambda notice: logged.append(notice.message_primary or ""))
+        session.execute(f"select put_appointments({bucket_of('large')}, {arrays}, false)".encode())
+    plans = [json.loads(text[text.index("{") :]) for text in logged if "plan:" in text]
+    judging = [explained["Plan"] for explained in plans if "last_change" in explained["Query Text"]]
+    scanned = [node for plan_ in judging for node in walk(plan_) if "Relation Name" in node]
+    assert {node["Alias"]: node.get("Index Name") for node in scanned} == {
+        "a": "appointments_external_id_key",
+        "n": "appointments_start_idx",
+        "v": "appointment_versions_pkey",
+    }
+
+
 @pytest.mark.parametrize(
     ("external_id", "start", "end", "indexes"),
     [

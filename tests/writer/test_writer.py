@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 from msgspec.structs import asdict
+from structlog.testing import capture_logs
 
 from service import metrics
 from service.contract.body import Appointment
@@ -154,6 +155,19 @@ async def test_write_undone_because_of_other_sessions_is_tried_until_it_succeeds
         assert await outcomes(write_concurrently(writer, appointment(1))) == ["ok"]
     assert query(database_url, "select last_value > 3 from attempts") == [(True,)]
     assert_invariants(database_url)
+
+
+async def test_write_that_always_fails_because_of_other_sessions_is_reported_in_the_log(
+    writer: Writer, database_url: str
+) -> None:
+    """It is tried until its time is up, and the refusal does not say why."""
+    query(database_url, FAIL_AT_FIRST.format("23505").replace("<= 3", "> 0"))
+    with capture_logs() as logs:
+        [write] = write_concurrently(writer, appointment(1))
+        await until(lambda: any(each["event"] == "write fails again and again" for each in logs))
+    assert "UniqueViolationError" in [each.get("cause") for each in logs]
+    assert not write.done()
+    write.cancel()
 
 
 async def test_cancelled_writes_do_not_shift_the_verdicts_of_others(writer: Writer, database_url: str) -> None:
