@@ -1,9 +1,9 @@
 """Several hosts in DATABASE_URL: the service finds the one that accepts writes, and finds it again after a fail-over.
 
 Each host is asked, over a connection of its own, whether it accepts writes. As long as it does, the host in use stays
-in use. Once it does not, or is silent, and another one accepts writes, that one is used, and all connections to others
-are ended, whatever they wait for: a host that has halted, or whose machine is gone, would keep them waiting, and one
-that has become read-only would go on answering reads.
+in use. Once it does not, or is silent, and another one accepts writes, or once one does that was promoted later, that
+one is used, and all connections to others are ended, whatever they wait for: a host that has halted, or whose machine
+is gone, would keep them waiting, and one that has become read-only would go on answering reads.
 """
 
 import asyncio
@@ -34,6 +34,7 @@ class Host:
         self.asked = False
         self.accepts_writes: bool | None = None  # None: it does not answer
         self.cause = ""  # of not accepting them
+        self.timeline = 0
         self._opening: set[asyncio.Timeout] = set()
         self._open: WeakSet[asyncpg.Connection] = WeakSet()
 
@@ -62,6 +63,7 @@ class Hosts:
         self._hosts = [Host(*place) for place in zip(options["host"], options["port"], strict=True)]
         self._in_use: Host | None = None
         self._known = asyncio.Event()  # which host to use, or that all of them were asked in vain
+        self._warned = False  # of two primaries
 
     async def connect(self, dsn: str, **options: Any) -> asyncpg.Connection:
         """An error at once if the host in use is read-only: an outage must not flood the standbys with connections."""
@@ -90,9 +92,9 @@ class Hosts:
         connection = await asyncpg.connect(**self._options | host.place | limit, target_session_attrs="any")
         try:
             while True:
-                accepts_writes = await connection.fetchval(ACCEPTS_WRITES.text, timeout=SILENCE_SECONDS_MAX)
-                answered = True
-                self._learn(host, accepts_writes, "read-only")
+                row = await connection.fetchrow(ACCEPTS_WRITES.text, timeout=SILENCE_SECONDS_MAX)
+                answered, host.timeline = True, row["timeline"]
+                self._learn(host, row["accepts_writes"], "read-only")
                 await asyncio.sleep(ASK_SECONDS)
         except Exception as error:
             if not answered or isinstance(error, TimeoutError):
@@ -104,15 +106,28 @@ class Hosts:
         if host.accepts_writes and not accepts_writes:
             log.warning("database host accepts no writes", host=host.name, cause=otherwise)
         host.asked, host.accepts_writes, host.cause = True, accepts_writes, otherwise
-        if accepts_writes and not (self._in_use and self._in_use.accepts_writes):
-            if host is not self._in_use:
-                log.info("database host in use", host=host.name)
-            self._in_use = host
+        if self._known.is_set() or all(host.asked for host in self._hosts):
+            self._choose()
+        elif accepts_writes:  # one that has not answered yet may have been promoted later
+            asyncio.get_running_loop().call_later(SILENCE_SECONDS_MAX, self._choose)
+
+    def _choose(self) -> None:
+        self._known.set()
+        primaries = [host for host in self._hosts if host.accepts_writes]
+        if not primaries:
+            return
+        newest, current = max(primaries, key=lambda host: host.timeline), self._in_use
+        if not (current and current.accepts_writes and current.timeline >= newest.timeline):
+            if newest is not current:
+                log.info("database host in use", host=newest.name)
+            self._in_use = newest
             for other in self._hosts:
-                if other is not host:
+                if other is not newest:
                     other.end_connections()
-        if self._in_use or all(host.asked for host in self._hosts):
-            self._known.set()
+        older = [host.name for host in primaries if host.timeline < newest.timeline]
+        if older and not self._warned:
+            log.warning("an old primary accepts writes; end it", hosts=older)
+        self._warned = bool(older)
 
 
 SHARED: dict[tuple[str, ...], Hosts] = {}  # by hosts and ports; among all pools and the lane of a process

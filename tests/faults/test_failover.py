@@ -196,6 +196,24 @@ async def test_connection_that_is_opened_just_as_its_host_is_given_up_is_ended(
     assert connection.is_closed()
 
 
+@pytest.mark.parametrize("order", ["primary first", "standby first"])
+def test_of_two_primaries_the_one_that_was_promoted_later_is_used(
+    server: Server, standby: Server, tmp_path: Path, order: str
+) -> None:
+    """By a service that runs, and by one that starts."""
+    places = [place(server), place(standby)] if order == "primary first" else [place(standby), place(server)]
+    url = several(*places)
+    with running_service(tmp_path / "running", DATABASE_URL=url) as running:
+        assert_accepted(post(running.client, "before"))
+        query(standby.url, "select pg_promote()")
+        running.wait_for_event("an old primary accepts writes; end it")
+        assert_accepted(post(running.client, "running"))
+        with running_service(tmp_path / "started", DATABASE_URL=url) as started:
+            assert_accepted(post(started.client, "started"))
+    organisations = "select org_id from appointments order by received_at"
+    assert query(standby.url, organisations) == [("before",), ("running",), ("started",)]
+
+
 def test_service_stays_with_one_of_several_hosts_that_accept_writes(
     server: Server, proxy: Proxy, tmp_path: Path
 ) -> None:
