@@ -37,7 +37,7 @@ migration: $(VENV)/runtime ## Create a new pair of migration files: make migrati
 test: $(VENV)/development ## Run the tests, or some kinds: make test KIND="http races"
 	@$(RUN) -m pytest -n 2 --dist loadfile $(or $(addprefix tests/,$(KIND)),--ignore tests/faults tests)
 
-faults: $(VENV)/development ## Run the fault injection tests under load (three minutes)
+faults: $(VENV)/development ## Run the fault injection tests under load (five minutes)
 	@$(RUN) -m pytest tests/faults
 
 coverage: $(VENV)/development ## Run the tests and list the lines they do not cover

@@ -43,7 +43,14 @@ INTERNAL_ERRORS = {
 # Failures without a SQLSTATE. OSError includes timeouts; asyncpg's DataError is an InterfaceError, too.
 BROKEN = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 NO_ANSWER = "The database does not answer."
+RESTART = "Citus has distributed the tables since the service started; restart it"
 UNKNOWN_OUTCOME = f"{NO_ANSWER} A write may have happened; sending it again is safe."
+
+
+def cause_of(error: BaseException) -> str:
+    """For the log. The text of the error is left out, since it may quote what clients sent."""
+    name = type(error).__name__
+    return f"{name}: {RESTART}" if isinstance(error, asyncpg.FeatureNotSupportedError) else name
 
 
 def action_for(error: BaseException) -> Action:

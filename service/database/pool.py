@@ -10,7 +10,7 @@ import asyncpg
 import structlog
 
 from service.database.connection import Connection, connect_options, session_parameters, set_up
-from service.database.failures import BROKEN, NO_ANSWER, Action, action_for
+from service.database.failures import BROKEN, NO_ANSWER, Action, action_for, cause_of
 from service.database.hosts import connecting
 from service.database.statements import IS_DISTRIBUTED, Statement
 from service.database.turns import Turn, Turns
@@ -56,7 +56,7 @@ class Database:
         except (*BROKEN, asyncpg.PostgresError) as error:
             if action_for(error) is Action.DEFECT:
                 raise
-            log.warning("database unavailable", database=self._place, cause=type(error).__name__)
+            log.warning("database unavailable", database=self._place, cause=cause_of(error))
             raise ProblemError("DATABASE_UNAVAILABLE", NO_ANSWER) from error
 
     async def fetch(self, statement: Statement, *arguments: object) -> list[asyncpg.Record]:

@@ -15,7 +15,7 @@ import structlog
 
 from service import metrics
 from service.database.connection import Connection, open_connection
-from service.database.failures import UNKNOWN_OUTCOME, Action, action_for
+from service.database.failures import UNKNOWN_OUTCOME, Action, action_for, cause_of
 from service.database.statements import UPSERT_APPOINTMENT
 from service.problems import ProblemError
 from service.settings import Settings
@@ -65,7 +65,7 @@ class Lane:
                     self._connected, self._down = True, False
                     await self._serve(connection)
             except Exception as error:  # after any failure the lane goes on with a new connection
-                log.warning("lane lost its connection", cause=type(error).__name__, attempts=self._failures)
+                log.warning("lane lost its connection", cause=cause_of(error), attempts=self._failures)
             self._connected = False
             if monotonic() - connected_at > STEADY_SECONDS:
                 self._failures = 0
