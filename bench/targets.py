@@ -156,7 +156,7 @@ def targets(size: Size) -> list[Target]:
             "rate",
             new("buckets"),
             [service],
-            0.5,
+            0.4,
         ),
         Target("P1", "a list of 1,000 with a standby against without", "rate", standby, [alone], 0.8),
         *(on_citus if COORDINATOR_URL else []),

@@ -17,6 +17,7 @@ import yaml  # type: ignore[import-untyped]
 from service import ROOT
 from service.database import schema
 from service.database.buckets import BUCKETS, bucket_of
+from service.database.failures import RESTART
 from tests.cluster import EXTENSIONS, Cluster, needs_citus, run
 from tests.databases import assert_invariants, query, wait_until_blocked
 from tests.http.requests import assert_accepted, assert_problem, listed, post
@@ -269,6 +270,7 @@ def test_running_service_is_unavailable_until_it_is_restarted_and_loses_nothing(
             assert_problem(service.client.get(path.format(org="default")), 503, "DATABASE_UNAVAILABLE")
         problem = assert_problem(service.client.get("/readyz"), 503, "NOT_READY")
         assert problem["detail"] == "The tables are now distributed by Citus; restart the service."
+        service.wait_for_event("database unavailable", cause=f"FeatureNotSupportedError: {RESTART}")
     stored = {row[0] for row in query(cluster.url, "select external_id from appointments")}
     assert set(accepted) <= stored
     assert query(cluster.url, "select count(*) from appointment_versions") == [(len(stored),)]
