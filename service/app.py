@@ -13,7 +13,8 @@ from starlette.types import ASGIApp
 from service import VERSION, metrics
 from service.access.tokens import open_tokens
 from service.contract import body, items
-from service.database.pool import are_distributed, open_database
+from service.database import schema
+from service.database.pool import Database, open_database
 from service.database.replicas import Server, open_replicas
 from service.reading import handlers as reading
 from service.reading.change_poller import open_change_poller
@@ -72,16 +73,21 @@ async def open_server(settings: Settings, *, distributed: bool) -> AsyncIterator
 
 
 @asynccontextmanager
+async def open_probe(settings: Settings) -> AsyncIterator[tuple[Database, bool]]:
+    """A connection of its own, since a busy pool does not make the service unready; and whether Citus has distributed
+    the tables."""
+    async with open_database(settings, connections_max=1) as database:
+        yield database, await schema.are_distributed(database)
+
+
+@asynccontextmanager
 async def lifespan(settings: Settings) -> AsyncIterator[dict[str, Any]]:
     shutdown = probes.Shutdown()
     connections: set[Connection] = set()
-    distributed = await are_distributed(settings)
-    open_reads = partial(open_server, distributed=distributed)
     async with (
-        open_reads(settings) as primary,
-        # The probe has a connection of its own, since a busy pool does not make the service unready.
-        open_database(settings, connections_max=1) as probe_database,
-        open_replicas(settings, open_reads) as replicas,
+        open_probe(settings) as (probe_database, distributed),
+        open_server(settings, distributed=distributed) as primary,
+        open_replicas(settings, partial(open_server, distributed=distributed)) as replicas,
         open_change_poller(primary.database, distributed=distributed) as change_poller,
         open_writer(settings, distributed=distributed) as writer,
         open_tokens(settings) as tokens,

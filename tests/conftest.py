@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from service.database import embedded
-from service.database.pool import Database, are_distributed, open_database
+from service.database.pool import Database, open_database
 from service.settings import Settings
 from tests.cluster import COORDINATOR_URL, DISTRIBUTED
 from tests.databases import migrated_template, new_database
@@ -60,7 +60,7 @@ def database_url(server_url: str, template: str) -> Iterator[str]:
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
     settings = Settings(database_url=database_url)
-    async with open_database(settings, distributed=await are_distributed(settings)) as opened:
+    async with open_database(settings, distributed=bool(COORDINATOR_URL)) as opened:
         yield opened
 
 

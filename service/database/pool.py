@@ -12,7 +12,7 @@ import structlog
 from service.database.connection import Connection, connect_options, session_parameters, set_up
 from service.database.failures import BROKEN, NO_ANSWER, Action, action_for, cause_of
 from service.database.hosts import connecting
-from service.database.statements import IS_DISTRIBUTED, Statement
+from service.database.statements import Statement
 from service.database.turns import Turn, Turns
 from service.database_url import place_of
 from service.problems import ProblemError, StartError
@@ -130,13 +130,6 @@ async def open_database(
 
 async def keep_session(connection: Any) -> None:
     """No statement changes the session, and the default reset doubles the cost of a small read."""
-
-
-async def are_distributed(settings: Settings) -> bool:
-    """Whether Citus has distributed the tables. Raises ProblemError."""
-    async with open_database(settings, connections_max=1) as database:
-        [row] = await database.fetch(IS_DISTRIBUTED)
-    return bool(row["distributed"])
 
 
 async def check_database(settings: Settings) -> None:
