@@ -1,7 +1,7 @@
 """Background tasks that live as long as the service: logged and restarted if they fail, cancelled at the end."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from time import monotonic
 
@@ -40,7 +40,12 @@ async def keep_running(name: str, work: Work) -> None:
             log.exception("background task failed", task=name)
         BACKGROUND_FAILURES.labels(name).inc()
         failures = 1 if monotonic() - started > STEADY_SECONDS else failures + 1
-        await asyncio.sleep(BACK_OFF_SECONDS[min(failures, len(BACK_OFF_SECONDS)) - 1])
+        await asyncio.sleep(pause_after(failures, BACK_OFF_SECONDS))
+
+
+def pause_after(failures: int, pauses: Sequence[float]) -> float:
+    """The pause after that number of failures in a row, from 1; the last one from then on."""
+    return pauses[min(failures, len(pauses)) - 1]
 
 
 async def cancel(tasks: list[asyncio.Task[None]]) -> None:

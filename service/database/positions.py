@@ -17,6 +17,7 @@ import structlog
 from service.database.connection import Connection, open_connection
 from service.database.statements import FLUSHED_POSITION, Statement
 from service.settings import Settings
+from service.supervisor import pause_after
 
 log = structlog.get_logger()
 
@@ -101,4 +102,4 @@ async def keep_trying(work: Callable[[], Coroutine[None, None, None]], failed: C
         except Exception as error:  # after any failure a new connection is tried
             failed(type(error).__name__)
         failures = 1 if monotonic() - began > STEADY_SECONDS else failures + 1
-        await asyncio.sleep(BACK_OFF_SECONDS[min(failures, len(BACK_OFF_SECONDS)) - 1])
+        await asyncio.sleep(pause_after(failures, BACK_OFF_SECONDS))

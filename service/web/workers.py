@@ -27,7 +27,7 @@ from prometheus_client.multiprocess import mark_process_dead
 from service import interruption, logs
 from service.problems import StartError
 from service.settings import Settings
-from service.supervisor import BACK_OFF_SECONDS, STEADY_SECONDS
+from service.supervisor import BACK_OFF_SECONDS, STEADY_SECONDS, pause_after
 from service.web.server import CreateApp, run
 
 log = structlog.get_logger()
@@ -63,7 +63,7 @@ def run_workers(create_app: CreateApp, settings: Settings, listener: socket.sock
         workers = [start() for _ in range(settings.workers)]
         while received not in wait([received, *(worker.sentinel for worker in workers)]):
             deaths = 1 if time.monotonic() - started > STEADY_SECONDS else deaths + 1
-            if wait([received], timeout=BACK_OFF_SECONDS[min(deaths, len(BACK_OFF_SECONDS)) - 1]):
+            if wait([received], timeout=pause_after(deaths, BACK_OFF_SECONDS)):
                 break
             started = time.monotonic()
             workers = [worker if worker.is_alive() else restart(worker) for worker in workers]

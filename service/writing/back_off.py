@@ -3,6 +3,7 @@
 from time import monotonic
 
 from service.problems import ProblemError
+from service.supervisor import pause_after
 
 BACK_OFF_SECONDS = (0.05, 0.1, 0.2, 0.5)  # before another attempt; the last one from then on
 NOTHING_WRITTEN = "The database does not answer; nothing was written."
@@ -18,7 +19,7 @@ class Outage:
     def failed(self) -> None:
         self._failures += 1
         if self._failures > 1:
-            self._pause_ends = monotonic() + pause_seconds(self._failures - 1)
+            self._pause_ends = monotonic() + pause_after(self._failures - 1, BACK_OFF_SECONDS)
 
     def ended(self) -> None:
         self._failures = 0
@@ -28,11 +29,6 @@ class Outage:
 
     def pauses(self) -> bool:
         return self.lasts() and monotonic() < self._pause_ends
-
-
-def pause_seconds(pauses: int) -> float:
-    """The length of that pause; the first is 1."""
-    return BACK_OFF_SECONDS[min(pauses, len(BACK_OFF_SECONDS)) - 1]
 
 
 def unavailable() -> ProblemError:

@@ -19,7 +19,8 @@ from service.database.failures import UNKNOWN_OUTCOME, Action, action_for, cause
 from service.database.statements import UPSERT_APPOINTMENT
 from service.problems import ProblemError
 from service.settings import Settings
-from service.writing.back_off import pause_seconds, unavailable
+from service.supervisor import pause_after
+from service.writing.back_off import BACK_OFF_SECONDS, unavailable
 from service.writing.batch import WRITES_MAX, Write, arrange, refuse, settle
 from service.writing.contended import ContendedWrites
 from service.writing.organisations import LOCK_MS_MAX, too_late
@@ -73,7 +74,7 @@ class Lane:
                 self._down = True
                 while self._queue:
                     self._queue.popleft().refuse(unavailable())
-                await asyncio.sleep(pause_seconds(self._failures))
+                await asyncio.sleep(pause_after(self._failures, BACK_OFF_SECONDS))
             self._failures += 1
 
     async def _serve(self, connection: Connection) -> None:
